@@ -1,0 +1,53 @@
+# make run    the server on http://127.0.0.1:3000, with a PostgreSQL of its own
+# make test   all tests, browser tests included (BROWSER=0 leaves those out)
+# make smoke  the CLI script against a running server
+# make lint   ruff and mypy
+
+PYTHON ?= python3
+PORT ?= 3000
+BROWSER ?= 1
+export PORT
+
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := setup.cfg pyproject.toml
+
+.PHONY: run test smoke lint clean
+
+run: $(VENV)/run.done
+	@exec $(BIN)/python -m app
+
+test: $(VENV)/test.done
+ifeq ($(BROWSER),0)
+	@echo "BROWSER=0: THE BROWSER TESTS ARE LEFT OUT"
+	@$(BIN)/python -m pytest -m "not browser" $(ARGS)
+else
+	@CHROMIUM="$$(PATH="$(CURDIR)/$(BIN):$$PATH" tests/chromium.sh)" && export CHROMIUM && \
+		$(BIN)/python -m pytest $(ARGS)
+endif
+
+smoke:
+	@tests/test-streaming.sh 00000000-0000-0000-0000-000000000001 00000000-0000-0000-0000-000000000002 \
+		http://127.0.0.1:$(PORT)
+
+lint: $(VENV)/lint.done
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; \
+		sys.exit(0 if v >= (3, 11) else "$(PYTHON) is Python %d.%d, expected 3.11 or newer: make PYTHON=python3.11 run" % v[:2])'
+	@echo "Creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/run.done: EXTRAS = embedded
+$(VENV)/test.done: EXTRAS = embedded,test
+$(VENV)/lint.done: EXTRAS = embedded,lint
+$(VENV)/%.done: $(SOURCES) | $(BIN)/pip
+	@echo "Installing what make $* needs into $(VENV) (once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	@touch $@

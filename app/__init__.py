@@ -1,0 +1,1 @@
+"""A minimal aiohttp server that streams chat replies as server-sent events."""

@@ -1,0 +1,358 @@
+"""The handlers: they conduct the store, the model and the stream.
+
+All that can be answered with a 4xx or 5xx happens before a stream's headers are out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import uuid
+from collections.abc import Sequence
+from contextlib import aclosing
+from datetime import UTC, datetime
+from typing import NamedTuple, NoReturn
+
+from aiohttp import web
+
+from app.db import DatabaseAway
+from app.errors import ApiError
+from app.identity import CALLER, parse_uuid
+from app.logs import OUTCOME
+from app.model import Conversation, Message, Model, excerpt
+from app.settings import SETTINGS
+from app.sse import ClientGone, EventStream, encode_event, encode_numbered_tokens, encode_tokens
+from app.store import STORE, FinalStatus, storable
+from app.turns import TURNS, Interrupted, Turn, stopping
+
+log = logging.getLogger(__name__)
+
+MODEL: web.AppKey[Model] = web.AppKey("model")
+
+# A write does not yield by itself, so a model that never waits would keep the event loop to itself.
+TOKENS_BEFORE_YIELD = 32
+
+PAGE_SIZE_DEFAULT = 50
+PAGE_SIZE_LIMIT = 100
+
+
+class Question(NamedTuple):
+    message: str
+    chat_id: uuid.UUID | None
+
+
+class Opened(NamedTuple):
+    chat_id: uuid.UUID
+    created_at: datetime
+    messages: Sequence[Message]
+
+
+async def send(request: web.Request) -> web.Response:
+    """`POST /chat`: the whole reply as JSON."""
+    question = await read_question(request)
+    turn = Turn(request[CALLER].org_id)
+    async with request.app[TURNS].run(turn):
+        opened = await open_turn(request, turn, question)
+        status, stored = await run_turn(request, turn, Conversation(opened.messages, stream=False))
+    if status == "interrupted":
+        raise stopping()
+    if status != "complete":
+        raise ApiError(502, "Reply failed", failure(status, stored))
+    if not stored:
+        raise ApiError(503, "Database unavailable", failure(status, stored), headers={"Retry-After": "1"})
+    return web.json_response(
+        {
+            "chat_id": str(opened.chat_id),
+            "message_id": str(turn.reply_id),
+            "reply": turn.text,
+            "created_at": iso(opened.created_at),
+        }
+    )
+
+
+async def stream(request: web.Request) -> web.StreamResponse:
+    """`POST /chat/stream`: the reply as events."""
+    return await stream_reply(request, await read_question(request), numbered=False)
+
+
+async def stream_to_event_source(request: web.Request) -> web.StreamResponse:
+    """`GET /chat/stream`: the same, each event with an id."""
+    if "Last-Event-ID" in request.headers:
+        # EventSource reconnects after any end of a stream and sends the question again; 204 makes it stop.
+        return web.Response(status=204)
+    question = check_question(request, request.query.get("message"), request.query.get("chatId"))
+    return await stream_reply(request, question, numbered=True)
+
+
+async def stream_reply(request: web.Request, question: Question, *, numbered: bool) -> web.StreamResponse:
+    """Open a turn, write its reply as events, then one last event that says how it ended."""
+    turn = Turn(request[CALLER].org_id)
+    async with request.app[TURNS].run(turn):
+        opened = await open_turn(request, turn, question)
+        turn.stream = response = EventStream(
+            request,
+            headers={"x-chat-id": str(opened.chat_id), "x-message-id": str(turn.reply_id)},
+            write_timeout_s=request.app[SETTINGS].write_timeout_s,
+        )
+        status, stored = await run_turn(
+            request, turn, Conversation(opened.messages, stream=True), numbered=numbered
+        )
+        if status == "disconnected":
+            return response
+        last: dict[str, object] = {"error": "Stream failed", "message": failure(status, stored)}
+        if status == "complete" and stored:
+            last = {
+                "token": "",
+                "done": True,
+                "fullText": turn.text,
+                "chat_id": str(opened.chat_id),
+                "message_id": str(turn.reply_id),
+            }
+        try:
+            await response.write_eof(encode_event(last, f"{turn.reply_id}:{len(turn.text)}" if numbered else None))
+        except ClientGone:
+            log_disconnect(turn)
+    return response
+
+
+async def run_turn(
+    request: web.Request, turn: Turn, conversation: Conversation, *, numbered: bool = False
+) -> tuple[FinalStatus, bool]:
+    """Run the model to some end and save what it said; return the status and whether it is stored."""
+    turns = request.app[TURNS]
+    try:
+        status = await relay(request, turn, conversation, numbered)
+    except asyncio.CancelledError:
+        # Only a server that gives up waiting for its handlers does this; the save outlives it.
+        turns.close(turn, "interrupted")
+        raise
+    stored = await turns.close(turn, status)
+    request[OUTCOME] = status
+    if not stored:
+        log.error("Reply not stored yet", extra={"outcome": status})
+    elif status == "complete" and turn.stream is not None:
+        log.info("Stream completed", extra={"tokensStreamed": len(turn.pieces), "totalLength": len(turn.text)})
+    return status, stored
+
+
+async def relay(request: web.Request, turn: Turn, conversation: Conversation, numbered: bool) -> FinalStatus:
+    """Let the model speak, and write what it says to the turn's stream if it has one."""
+    response = turn.stream
+    message_id = str(turn.reply_id)
+    sent = 0
+    try:
+        reply = request.app[MODEL](conversation)
+        turn.total_tokens = getattr(reply, "total_tokens", None)
+        async with turn.interruptible(), aclosing(reply):
+            if response is not None:
+                log.info("Starting stream", extra=known(textLength=getattr(reply, "text_length", None)))
+                await response.prepare(request)
+            async for piece in reply:
+                piece = storable(piece)
+                turn.pieces.append(piece)
+                if response is not None:
+                    if numbered:
+                        await response.write(encode_numbered_tokens(piece, message_id, sent))
+                        sent += len(piece)
+                    else:
+                        await response.write(encode_tokens(piece))
+                if len(turn.pieces) % TOKENS_BEFORE_YIELD == 0:
+                    await asyncio.sleep(0)
+    except ClientGone:
+        log_disconnect(turn)
+        return "disconnected"
+    except Interrupted:
+        log.warning("Stream interrupted", extra={"tokensStreamed": len(turn.pieces)})
+        return "interrupted"
+    except Exception:
+        log.exception("Stream failed", extra={"tokensStreamed": len(turn.pieces)})
+        return "failed"
+    return "complete"
+
+
+async def open_turn(request: web.Request, turn: Turn, question: Question) -> Opened:
+    """Store the question and an empty reply.
+
+    Raises:
+        ApiError: 403, the user is not in the org; 404, no such chat; 503, the database is away.
+    """
+    org_id, user_id = request[CALLER]
+    try:
+        row = await request.app[STORE].turn_open(
+            org_id=org_id,
+            user_id=user_id,
+            chat_id=question.chat_id,
+            new_chat_id=uuid.uuid4(),
+            title=excerpt(question.message, words=8, chars=60),
+            question_id=uuid.uuid4(),
+            reply_id=turn.reply_id,
+            content=question.message,
+            history_limit=request.app[SETTINGS].history_limit_messages,
+        )
+    except DatabaseAway as exc:
+        if exc.sent:
+            request.app[TURNS].disown(turn)
+        raise
+    if not row.caller_known:
+        refuse_caller()
+    if row.chat_id is None:
+        refuse_chat()
+    messages = [Message(said["role"], said["content"]) for said in row.history]
+    messages.append(Message("user", question.message))
+    return Opened(row.chat_id, row.created_at, messages)
+
+
+async def list_chats(request: web.Request) -> web.Response:
+    """`GET /chats`: the caller's chats, newest first."""
+    org_id, user_id = request[CALLER]
+    limit, before = read_page(request)
+    rows = await request.app[STORE].chat_list(org_id=org_id, user_id=user_id, before=before, page_size=limit + 1)
+    if not rows:
+        refuse_caller()
+    if not rows[0].before_known:
+        raise ApiError(404, "Not found", "There is no such chat to page before.")
+    chats = [
+        {"chat_id": str(row.chat_id), "title": row.title, "created_at": iso(row.created_at)}
+        for row in rows
+        if row.chat_id is not None
+    ]
+    page = chats[:limit]
+    return web.json_response({"chats": page, "next": page[-1]["chat_id"] if len(chats) > limit else None})
+
+
+async def list_messages(request: web.Request) -> web.Response:
+    """`GET /chats/{chat_id}/messages`: from the chat's end, oldest first within a page."""
+    org_id, user_id = request[CALLER]
+    chat_id = parse_uuid("chat_id", request.match_info["chat_id"])
+    limit, before = read_page(request)
+    rows = await request.app[STORE].message_list(
+        org_id=org_id, user_id=user_id, chat_id=chat_id, before=before, page_size=limit + 1
+    )
+    if not rows:
+        refuse_caller()
+    if rows[0].chat_id is None:
+        refuse_chat()
+    if not rows[0].before_known:
+        raise ApiError(404, "Not found", "There is no such message to page before.")
+    messages = [
+        {
+            "message_id": str(row.message_id),
+            "role": row.role,
+            "content": row.content,
+            "status": row.status,
+            "created_at": iso(row.created_at),
+        }
+        for row in rows
+        if row.message_id is not None
+    ]
+    page = messages[-limit:]
+    return web.json_response({"messages": page, "next": page[0]["message_id"] if len(messages) > limit else None})
+
+
+async def read_question(request: web.Request) -> Question:
+    """Return what the body asks.
+
+    Raises:
+        ApiError: 400, 408, 413 or 415, the body is not what it should be.
+    """
+    body = await read_json_object(request)
+    return check_question(request, body.get("message"), body.get("chat_id"))
+
+
+async def read_json_object(request: web.Request) -> dict[str, object]:
+    settings = request.app[SETTINGS]
+    if request.content_type != "application/json":
+        message = f"The body is {request.content_type}, expected application/json."
+        raise ApiError(415, "Unsupported media type", message)
+    try:
+        async with asyncio.timeout(settings.body_timeout_s):
+            raw = await request.read()
+    except TimeoutError:
+        message = f"The body did not arrive within {settings.body_timeout_s:g} seconds."
+        raise ApiError(408, "Request timeout", message, headers={"Connection": "close"}) from None
+    except web.HTTPRequestEntityTooLarge:
+        message = f"The body is too large, expected at most {settings.body_limit_bytes} bytes."
+        raise ApiError(413, "Body too large", message) from None
+    except (ConnectionError, web.RequestPayloadError):
+        raise ApiError(400, "Bad body", "The body ended early or is not encoded as it says.") from None
+    try:
+        # RFC 8259, 8.1: JSON between systems is UTF-8, whatever a charset parameter says.
+        body = json.loads(raw.decode("utf-8"), parse_constant=refuse_constant)
+    except UnicodeDecodeError:
+        raise ApiError(400, "Bad JSON", "The body is not UTF-8.") from None
+    except (ValueError, RecursionError):
+        raise ApiError(400, "Bad JSON", "The body is not JSON.") from None
+    if not isinstance(body, dict):
+        raise ApiError(400, "Bad JSON", f"The body is {json_type(body)}, expected an object.")
+    return body
+
+
+def check_question(request: web.Request, message: object, chat_id: object) -> Question:
+    limit = request.app[SETTINGS].message_limit_chars
+    if not isinstance(message, str):
+        raise ApiError(400, "Bad message", f"message is {json_type(message)}, expected a string.")
+    if not message.strip():
+        raise ApiError(400, "Bad message", "message is blank, expected some text.")
+    if len(message) > limit:
+        raise ApiError(400, "Bad message", f"message has {len(message)} characters, expected at most {limit}.")
+    if storable(message) != message:
+        raise ApiError(400, "Bad message", "message holds NUL or a lone surrogate, expected Unicode text.")
+    return Question(message, None if chat_id is None else parse_uuid("chat_id", chat_id))
+
+
+def read_page(request: web.Request) -> tuple[int, uuid.UUID | None]:
+    """Return `limit` and `before` of the query."""
+    limit = request.query.get("limit", str(PAGE_SIZE_DEFAULT))
+    if not (limit.isascii() and limit.isdigit() and len(limit) < 9 and 1 <= int(limit) <= PAGE_SIZE_LIMIT):
+        raise ApiError(400, "Bad limit", f"limit is not a whole number, expected one from 1 to {PAGE_SIZE_LIMIT}.")
+    before = request.query.get("before")
+    return int(limit), None if before is None else parse_uuid("before", before)
+
+
+def refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def refuse_caller() -> NoReturn:
+    raise ApiError(403, "Forbidden", "The user is not in this org.")
+
+
+def refuse_chat() -> NoReturn:
+    raise ApiError(404, "Not found", "There is no such chat.")
+
+
+def failure(status: FinalStatus, stored: bool) -> str:
+    """Return the sentence that tells a client why it does not get a whole, stored reply."""
+    what = {
+        "complete": "The reply is complete",
+        "failed": "The model failed",
+        "interrupted": "The server is stopping",
+        "disconnected": "The client left",
+    }[status]
+    if stored:
+        return f"{what}; what it said so far is saved."
+    return f"{what}, but it could not be saved: the database is away."
+
+
+def json_type(value: object) -> str:
+    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "an array"}
+    if value is None:
+        return "missing or null"
+    return names.get(type(value), "an object")
+
+
+def iso(moment: datetime) -> str:
+    """Return `moment` in UTC with milliseconds (RFC 3339), as JavaScript's toISOString does."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def log_disconnect(turn: Turn) -> None:
+    log.warning(
+        "Client disconnected during stream",
+        extra={"tokensStreamed": len(turn.pieces)} | known(totalTokens=turn.total_tokens),
+    )
+
+
+def known(**fields: object) -> dict[str, object]:
+    return {name: value for name, value in fields.items() if value is not None}

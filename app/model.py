@@ -1,0 +1,148 @@
+"""The seam: what a model is, and the simulated one.
+
+A real model is one async generator function from a `Conversation` to pieces of text; `server.py` names the
+model in one place. Closing the generator (`aclose`) must stop the work, and so the bill.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: Literal["user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A chat's messages so far, oldest first; the last is the user's, to be answered.
+
+    `stream` is false where nobody reads along (`POST /chat`) and only the whole reply counts.
+    """
+
+    messages: Sequence[Message]
+    stream: bool
+
+
+class Reply(Protocol):
+    """A reply as it comes into being: what an async generator of `str` is.
+
+    A model that knows its reply beforehand may also have `text_length` (code points) and `total_tokens`;
+    they go to the log.
+    """
+
+    def __aiter__(self) -> AsyncIterator[str]: ...
+    async def aclose(self) -> None: ...
+
+
+Model = Callable[[Conversation], Reply]
+
+# A word with the white space before it; white space at the very end of a text stands alone.
+TOKEN = re.compile(r"\s*\S+|\s+")
+
+# How far behind its schedule a simulated reply may catch up after the reader held it back.
+MAX_LAG_S = 0.1
+
+REPLIES = (
+    'You wrote: "{quote}". This is reply {turn} of our chat. I am a simulated model, so every word here is made'
+    " up, but each one comes to you in an event of its own.",
+    'About "{quote}": that is a good thing to ask a server that has no model yet. This is reply {turn} in this'
+    " chat, streamed word by word and kept in PostgreSQL before you are told that it is done.",
+    'Thank you for "{quote}". Watch the gaps between these words: each takes ten to thirty milliseconds unless'
+    " something between us holds them back. It is reply {turn} of this chat.",
+    'So, "{quote}"! Reply {turn} of our chat says nothing wise, but it says it steadily: a real model will one'
+    " day stand in this very place, and nothing around it will need to change.",
+)
+
+STORY = (
+    'You asked for a story: "{quote}". Here is reply {turn} of our chat.\n\n'
+    "A lighthouse keeper on a small grey island had one task besides the lamp: every evening she read the"
+    " weather aloud into an old radio, word by word, slowly, so that the boats could write it down. Nobody ever"
+    " answered. Some nights she wondered whether anyone was listening, and whether it would matter if she"
+    " stopped halfway through a sentence and went to bed.\n\n"
+    "One autumn a storm took the mast of the radio while she was speaking. She did not notice. She read on to"
+    " the end, signed off with the hour, and wrote the report in her book as she always did, down to the last"
+    " word that she had said.\n\n"
+    "In spring a fishing boat put in with a basket of eels and a question. The skipper had heard the first half"
+    " of a report in October, up to the words the wind will turn, and then nothing. He had stayed in harbour"
+    " because of them, and he wanted to know how it went on. She opened the book, found the page, put her"
+    " finger on the very next word, and read him the rest.\n\n"
+    "After that she never wondered again. She mended the mast, and she kept the book."
+)
+
+
+class Simulated:
+    """A model that answers at once with made-up text, a word every `delay_ms` milliseconds (uniform).
+
+    With a `seed` the same conversation gives the same text and the same delays.
+    """
+
+    def __init__(self, delay_ms: tuple[float, float] = (10.0, 30.0), seed: str | None = None) -> None:
+        self._delay_s = (delay_ms[0] / 1000, delay_ms[1] / 1000)
+        self._seed = seed
+
+    def __call__(self, conversation: Conversation) -> SimulatedReply:
+        asked = [message.content for message in conversation.messages if message.role == "user"]
+        # Not for secrets.
+        rng = random.Random(None if self._seed is None else "\0".join([self._seed, *asked]))  # noqa: S311
+        text = compose(asked, rng)
+        return SimulatedReply(text, rng, self._delay_s if conversation.stream else (0.0, 0.0))
+
+
+class SimulatedReply:
+    """An async iterator over the tokens of `text`, each after its own delay from `delay_s`."""
+
+    def __init__(self, text: str, rng: random.Random, delay_s: tuple[float, float]) -> None:
+        tokens = TOKEN.findall(text)
+        self.text_length = len(text)
+        self.total_tokens = len(tokens)
+        self._tokens: Iterator[str] = iter(tokens)
+        self._rng = rng
+        self._delay_s = delay_s
+        self._due = 0.0
+
+    def __aiter__(self) -> SimulatedReply:
+        return self
+
+    async def __anext__(self) -> str:
+        for token in self._tokens:
+            await self._pause()
+            return token
+        raise StopAsyncIteration
+
+    async def _pause(self) -> None:
+        """Wait until the token is due: due times add up, so that late timers do not slow the reply."""
+        if not self._delay_s[1]:
+            return
+        now = asyncio.get_running_loop().time()
+        self._due = max(self._due or now, now - MAX_LAG_S) + self._rng.uniform(*self._delay_s)
+        if self._due > now:
+            await asyncio.sleep(self._due - now)
+
+    async def aclose(self) -> None:
+        self._tokens = iter(())
+
+
+def compose(asked: Sequence[str], rng: random.Random) -> str:
+    """Return a reply to the last of `asked`: 20 to 60 words, or a story of 150 or more."""
+    template = STORY if "tell a story" in asked[-1].lower() else rng.choice(REPLIES)
+    return template.format(quote=excerpt(asked[-1], words=12, chars=80), turn=len(asked))
+
+
+def excerpt(text: str, *, words: int, chars: int) -> str:
+    """Return the first words of `text`, white space folded, with an ellipsis where it was cut."""
+    # The slice spares the splitting of a long text of which little is shown.
+    head = text[: chars * 4].split()
+    short = " ".join(head[:words])
+    if len(short) > chars:
+        short = short[:chars]
+    elif len(head) <= words and len(text) <= chars * 4:
+        return short
+    return short + "…"

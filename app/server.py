@@ -1,0 +1,102 @@
+"""The application: routes, middleware, and what lives as long as it does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+from aiohttp import web
+
+from app import chat, site
+from app.db import Database
+from app.identity import by_headers, by_query
+from app.middleware import observe, preflight, refuse_when_stopping, sign
+from app.model import Model, Simulated
+from app.settings import SETTINGS, Settings
+from app.store import STORE, Store
+from app.turns import TURNS, Turns
+
+log = logging.getLogger(__name__)
+
+# For requests that are no turns, once the turns have ended: reads, half-sent bodies.
+SHUTDOWN_TIMEOUT_S = 1.0
+
+
+def create_app(settings: Settings, *, model: Model | None = None) -> web.Application:
+    """Return the application. `settings.database_url` must be set, and its schema migrated."""
+    app = web.Application(
+        middlewares=[observe, preflight, refuse_when_stopping],
+        client_max_size=settings.body_limit_bytes,
+    )
+    app.add_routes(
+        [
+            web.get("/", site.page_file("index.html")),
+            web.get("/chat.js", site.page_file("chat.js")),
+            web.get("/sse.js", site.page_file("sse.js")),
+            web.get("/chat.css", site.page_file("chat.css")),
+            web.get("/health", site.health),
+            web.get("/ready", site.ready),
+            web.post("/chat", by_headers(chat.send)),
+            web.post("/chat/stream", by_headers(chat.stream)),
+            web.get("/chat/stream", by_query(chat.stream_to_event_source), allow_head=False),
+            web.get("/chats", by_headers(chat.list_chats)),
+            web.get("/chats/{chat_id}/messages", by_headers(chat.list_messages)),
+        ]
+    )
+    app[SETTINGS] = settings
+    # The seam: a real model goes here.
+    app[chat.MODEL] = model or Simulated(settings.sim_delay_ms, settings.sim_seed)
+    app.cleanup_ctx.append(keep_turns)
+    app.on_response_prepare.append(sign)
+    app.on_shutdown.append(drain)
+    return app
+
+
+async def keep_turns(app: web.Application) -> AsyncIterator[None]:
+    """Keep the pool and the running turns. Closing saves are awaited before the pool is closed."""
+    settings = app[SETTINGS]
+    assert settings.database_url is not None
+    database = Database(settings.database_url, pool_size=settings.db_pool_size, timeout_s=settings.db_timeout_s)
+    app[STORE] = store = Store(database)
+    app[TURNS] = turns = Turns(store, heartbeat_s=settings.heartbeat_s, write_timeout_s=settings.write_timeout_s)
+    await database.open()
+    if settings.seed_demo:
+        await store.demo_seed()
+    if interrupted := await store.turn_interrupt():
+        log.warning("Closed replies that a stopped server left open", extra={"replies": interrupted})
+    watch = asyncio.create_task(turns.watch())
+    yield
+    watch.cancel()
+    with suppress(asyncio.CancelledError):
+        await watch
+    await turns.finish(settings.db_timeout_s)
+    await database.close()
+
+
+async def drain(app: web.Application) -> None:
+    """Give running turns their grace, then end them. A second call finds nothing left to do."""
+    await app[TURNS].drain(app[SETTINGS].shutdown_grace_s)
+
+
+async def serve(app: web.Application, listener: socket.socket, stop: asyncio.Event) -> None:
+    """Serve on `listener` until `stop` is set, then end what runs in good order."""
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        keepalive_timeout=app[SETTINGS].keepalive_timeout_s,
+        shutdown_timeout=SHUTDOWN_TIMEOUT_S,
+    )
+    await runner.setup()
+    try:
+        await web.SockSite(runner, listener).start()
+        log.info("Listening", extra={"address": "{}:{}".format(*listener.getsockname()[:2])})
+        await stop.wait()
+        log.info("Stopping")
+        # Before the listener closes, so that probes and late clients get an answer.
+        await drain(app)
+    finally:
+        await runner.cleanup()
+    log.info("Stopped")

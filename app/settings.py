@@ -1,0 +1,144 @@
+"""Everything that can be configured, read once from the environment."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from aiohttp import web
+
+from app.errors import StartError
+
+T = TypeVar("T")
+
+DATA_DIR = Path(".data")
+MAX_INT = 2**31 - 1
+ORIGIN = re.compile(r"null|[a-z][a-z0-9+.-]*://[^/\s,?#]+", re.IGNORECASE)
+
+
+def _setting(default: T, parse: Callable[[str], T], expected: str, secret: bool = False) -> T:
+    metadata = {"parse": parse, "expected": expected, "secret": secret}
+    return field(default=default, metadata=metadata)
+
+
+def _whole(low: int, high: int = MAX_INT) -> tuple[Callable[[str], int], str]:
+    def parse(value: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,10}", value) or not low <= int(value) <= high:
+            raise ValueError
+        return int(value)
+
+    return parse, f"a whole number from {low} to {high}"
+
+
+def _seconds(low: float, high: float = 86_400) -> tuple[Callable[[str], float], str]:
+    def parse(value: str) -> float:
+        if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", value) or not low <= float(value) <= high:
+            raise ValueError
+        return float(value)
+
+    return parse, f"a number of seconds from {low:g} to {high:g}"
+
+
+def _choice(*allowed: str) -> tuple[Callable[[str], str], str]:
+    def parse(value: str) -> str:
+        if value.lower() not in allowed:
+            raise ValueError
+        return value.lower()
+
+    return parse, "one of " + ", ".join(allowed)
+
+
+def _switch(value: str) -> bool:
+    return {"0": False, "1": True}[value]
+
+
+def _host(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9.:_-]+", value):
+        raise ValueError
+    return value
+
+
+def _database_url(value: str) -> str:
+    if not re.match(r"postgres(ql)?://", value):
+        raise ValueError
+    return value
+
+
+def _milliseconds_range(value: str) -> tuple[float, float]:
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)-([0-9]+(?:\.[0-9]+)?)", value)
+    if not match or not (low := float(match[1])) <= (high := float(match[2])) <= 60_000:
+        raise ValueError
+    return low, high
+
+
+def _origins(value: str) -> frozenset[str]:
+    origins = [origin.strip().rstrip("/") for origin in value.split(",") if origin.strip()]
+    if not all(ORIGIN.fullmatch(origin) for origin in origins):
+        raise ValueError
+    return frozenset(origins)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The settings, each named after its environment variable in lower case.
+
+    Units are in the names. The README lists them all; a test holds the two together.
+    """
+
+    host: str = _setting("127.0.0.1", _host, "a host name or an IP address to listen on")
+    port: int = _setting(3000, *_whole(0, 65_535))
+    database_url: str | None = _setting(
+        None, _database_url, "a URL like postgresql://user:password@host:5432/name", secret=True
+    )
+    data_dir: Path = _setting(DATA_DIR, Path, "a folder for the embedded PostgreSQL")
+    seed_demo: bool | None = _setting(None, _switch, "0 or 1")
+    log_level: str = _setting("info", *_choice("debug", "info", "warn", "error"))
+    cors_origins: frozenset[str] = _setting(
+        frozenset({"http://localhost:8080", "http://127.0.0.1:8080"}),
+        _origins,
+        "origins like https://example.com separated by commas, or null for pages opened as files",
+    )
+
+    sim_delay_ms: tuple[float, float] = _setting(
+        (10.0, 30.0), _milliseconds_range, "two numbers of milliseconds, as in 10-30"
+    )
+    sim_seed: str | None = _setting(None, str, "any text")
+
+    message_limit_chars: int = _setting(32_000, *_whole(1))
+    history_limit_messages: int = _setting(40, *_whole(0, 10_000))
+    body_limit_bytes: int = _setting(262_144, *_whole(1_024))
+    body_timeout_s: float = _setting(10.0, *_seconds(0.1))
+    keepalive_timeout_s: float = _setting(75.0, *_seconds(0.1))
+
+    heartbeat_s: float = _setting(15.0, *_seconds(0.1))
+    write_timeout_s: float = _setting(30.0, *_seconds(0.1))
+    shutdown_grace_s: float = _setting(5.0, *_seconds(0))
+
+    db_pool_size: int = _setting(10, *_whole(1, 1_000))
+    db_timeout_s: float = _setting(5.0, *_seconds(0.1, 600))
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Settings:
+        """Return the settings that `environ` asks for; an empty value counts as unset.
+
+        Raises:
+            StartError: a value is not what its setting takes.
+        """
+        values: dict[str, Any] = {}
+        for setting in fields(cls):
+            key = setting.name.upper()
+            value = environ.get(key, "").strip()
+            if not value:
+                continue
+            try:
+                values[setting.name] = setting.metadata["parse"](value)
+            except (ValueError, KeyError):
+                shown = "(not shown)" if setting.metadata["secret"] else repr(value)
+                raise StartError(f"{key} is {shown}, expected {setting.metadata['expected']}") from None
+        return cls(**values)
+
+
+SETTINGS: web.AppKey[Settings] = web.AppKey("settings", Settings)

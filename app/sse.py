@@ -1,0 +1,160 @@
+"""Server-sent events: their encoding (pure), and the response that carries them.
+
+The format is WHATWG HTML, 9.2.6 "Interpreting an event stream".
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from collections.abc import Mapping
+
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_writer import StreamWriter
+
+PING = b": ping\n\n"
+
+# White space before a word travels as an event of its own.
+PART = re.compile(r"\s+|\S+")
+
+# Built once: json.dumps() with separators makes a new encoder at every call.
+encode_json = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def encode_event(payload: Mapping[str, object], event_id: str | None = None) -> bytes:
+    """Return one event as ASCII bytes, ending in a blank line.
+
+    Raises:
+        ValueError: `event_id` holds a line break or NUL, which would forge a field.
+    """
+    if event_id is None:
+        return f"data: {encode_json(payload)}\n\n".encode("ascii")
+    if any(forged in event_id for forged in "\r\n\0"):
+        raise ValueError("event id holds a line break or NUL")
+    return f"id: {event_id}\ndata: {encode_json(payload)}\n\n".encode("ascii")
+
+
+def encode_tokens(text: str) -> bytes:
+    """Return the token events of one piece of a reply: each word, and each run of white space."""
+    return "".join(
+        [f'data: {{"token":{encode_json(part)},"done":false}}\n\n' for part in PART.findall(text)]
+    ).encode("ascii")
+
+
+def encode_numbered_tokens(text: str, message_id: str, sent: int) -> bytes:
+    """Return the same events, each with an id: the message's, a colon, and the code points sent by then.
+
+    `sent` is the number before `text`.
+    """
+    events = []
+    for part in PART.findall(text):
+        sent += len(part)
+        events.append(f'id: {message_id}:{sent}\ndata: {{"token":{encode_json(part)},"done":false}}\n\n')
+    return "".join(events).encode("ascii")
+
+
+class ClientGone(ConnectionResetError):
+    """The peer closed, reset or no longer reads the connection."""
+
+
+class EventStream(web.StreamResponse):
+    """A response of server-sent events.
+
+    `prepare`, `write` and `write_eof` raise `ClientGone` for whatever aiohttp raises when the peer is gone:
+    a plain ConnectionError from a drain, ClientConnectionResetError from a write. So a ConnectionError that a
+    model raises is never mistaken for it.
+    """
+
+    def __init__(self, request: web.Request, *, headers: Mapping[str, str], write_timeout_s: float) -> None:
+        super().__init__(
+            headers={
+                "Content-Type": "text/event-stream",
+                "Cache-Control": "no-cache",
+                "X-Accel-Buffering": "no",
+                **headers,
+            }
+        )
+        if request.keep_alive and request.version >= (1, 1):
+            # In HTTP/1.0 the end of the connection is the end of the stream, and aiohttp says so.
+            self.headers["Connection"] = "keep-alive"
+        self._request = request
+        self._write_timeout_s = write_timeout_s
+        self._writer: StreamWriter | None = None
+        self._writing = False
+        self._writes = 0
+        self._seen_writes = 0
+        self._seen_at_s = 0.0
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        self._writing = True
+        try:
+            writer = await super().prepare(request)
+        except ConnectionError as exc:
+            raise ClientGone from exc
+        self._writing = False
+        if isinstance(writer, StreamWriter) and self._writer is None:
+            self._writer = writer
+            self._limit_unacknowledged()
+        return writer
+
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
+        self._writing = True
+        try:
+            await super().write(data)
+        except ConnectionError as exc:
+            raise ClientGone from exc
+        self._writing = False
+        self._writes += 1
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        if self._writing:
+            # A write was interrupted while it waited for the peer: aiohttp's drain is of no more use.
+            self.abort()
+            raise ClientGone
+        self._writing = True
+        try:
+            await super().write_eof(data)
+        except ConnectionError as exc:
+            raise ClientGone from exc
+        self._writing = False
+
+    async def look(self, now_s: float, heartbeat_s: float) -> bool:
+        """Look after the stream between its writes; return whether the peer is still there.
+
+        Writes a ping where nothing was written for `heartbeat_s`, and aborts the connection where one write
+        has waited for the peer for longer than the write timeout.
+        """
+        transport = self._request.transport
+        if transport is None or transport.is_closing():
+            return False
+        if self._writes != self._seen_writes or not self._seen_at_s:
+            self._seen_writes, self._seen_at_s = self._writes, now_s
+        elif self._writing:
+            if now_s - self._seen_at_s >= self._write_timeout_s:
+                self.abort()
+                return False
+        elif self._writer is not None and now_s - self._seen_at_s >= heartbeat_s:
+            self._seen_at_s = now_s
+            try:
+                # One whole chunk in one call, and no drain: it never waits, so it needs no lock.
+                await self._writer.write(PING, drain=False)
+            except ConnectionError:
+                return False
+        return True
+
+    def abort(self) -> None:
+        """Close the connection at once; what the peer has not read is lost."""
+        if self._request.transport is not None:
+            self._request.transport.abort()
+
+    def _limit_unacknowledged(self) -> None:
+        """Let the kernel close the connection when sent data stays unacknowledged (RFC 5482; Linux).
+
+        A peer that vanished without a word looks served until megabytes of kernel buffers are full.
+        """
+        transport = self._request.transport
+        peer = transport.get_extra_info("socket") if transport else None
+        if peer is not None and hasattr(socket, "TCP_USER_TIMEOUT") and peer.family != socket.AF_UNIX:
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._write_timeout_s * 1000))

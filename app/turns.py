@@ -1,0 +1,179 @@
+"""The turns that run in this process: watched while they do, stopped together, saved whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from uuid import UUID, uuid4
+
+from aiohttp import web
+
+from app.errors import ApiError
+from app.sse import ClientGone, EventStream
+from app.store import FinalStatus, Store
+
+log = logging.getLogger(__name__)
+
+FIRST_RETRY_S = 0.5
+LAST_RETRY_S = 8.0
+
+# For interrupted turns to save their replies and tell their clients.
+LAST_WORDS_S = 2.0
+
+
+class Interrupted(Exception):
+    """The server is stopping and will not wait for this turn any longer."""
+
+
+class Turn:
+    """One question and the reply to it, from before `turn_open` to after `turn_close`."""
+
+    __slots__ = ("_scope", "_why", "org_id", "pieces", "reply_id", "stream", "total_tokens")
+
+    def __init__(self, org_id: UUID) -> None:
+        self.org_id = org_id
+        self.reply_id = uuid4()
+        # Everything the model has said, noted before it is written: what a client saw is a prefix of it.
+        self.pieces: list[str] = []
+        # What the model knew of its length beforehand, for the log.
+        self.total_tokens: int | None = None
+        self.stream: EventStream | None = None
+        self._scope: asyncio.Timeout | None = None
+        self._why: Exception | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    @asynccontextmanager
+    async def interruptible(self) -> AsyncIterator[None]:
+        """Within, `interrupt(why)` raises `why` where the turn waits; one from before raises it at once."""
+        scope = asyncio.timeout(None if self._why is None else 0)
+        try:
+            async with scope:
+                self._scope = scope
+                yield
+        except TimeoutError:
+            # The model may raise TimeoutError too.
+            if scope.expired() and self._why is not None:
+                raise self._why from None
+            raise
+        finally:
+            self._scope = None
+
+    def interrupt(self, why: Exception) -> None:
+        if self._why is None:
+            self._why = why
+            if self._scope is not None:
+                self._scope.reschedule(asyncio.get_running_loop().time())
+
+
+class Turns:
+    """The running turns, and the saves of those that ended."""
+
+    def __init__(self, store: Store, *, heartbeat_s: float, write_timeout_s: float) -> None:
+        self._store = store
+        self._heartbeat_s = heartbeat_s
+        self._tick_s = min(0.5, heartbeat_s / 10, write_timeout_s / 10)
+        self.stopping = False
+        self._running: set[Turn] = set()
+        self._none_running = asyncio.Event()
+        self._none_running.set()
+        self._saves: set[asyncio.Task[None]] = set()
+        self._last_call = asyncio.Event()
+
+    @asynccontextmanager
+    async def run(self, turn: Turn) -> AsyncIterator[None]:
+        """Count `turn` as running: it is watched, and a stop waits for it.
+
+        Raises:
+            ApiError: 503, the server is stopping.
+        """
+        if self.stopping:
+            raise stopping()
+        self._running.add(turn)
+        self._none_running.clear()
+        try:
+            yield
+        finally:
+            self._running.discard(turn)
+            if not self._running:
+                self._none_running.set()
+
+    def close(self, turn: Turn, status: FinalStatus) -> asyncio.Future[bool]:
+        """Start to save the reply with its final status; the future tells whether it is stored at first try.
+
+        Where it is not, because the database is away, it is tried again until it is. The save goes on
+        whether or not somebody waits.
+        """
+        return self._start_save(turn.org_id, turn.reply_id, turn.text, status)
+
+    def disown(self, turn: Turn) -> None:
+        """Close as failed, in the background, a reply of which nobody knows whether it was opened."""
+        self._start_save(turn.org_id, turn.reply_id, "", "failed")
+
+    async def watch(self) -> None:
+        """Ping silent streams, and end turns whose client is gone. Runs until cancelled."""
+        now_s = asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(self._tick_s)
+            for turn in list(self._running):
+                if turn.stream is not None and not await turn.stream.look(now_s(), self._heartbeat_s):
+                    turn.interrupt(ClientGone())
+
+    async def drain(self, grace_s: float) -> None:
+        """Refuse new turns, let the running ones end by themselves for `grace_s`, then interrupt the rest."""
+        self.stopping = True
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._none_running.wait(), grace_s)
+        for turn in list(self._running):
+            turn.interrupt(Interrupted())
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._none_running.wait(), LAST_WORDS_S)
+
+    async def finish(self, timeout_s: float) -> None:
+        """Wait for the saves under way; those that wait for the database are tried once more."""
+        self._last_call.set()
+        if self._saves:
+            await asyncio.wait(self._saves, timeout=timeout_s)
+
+    def _start_save(self, org_id: UUID, reply_id: UUID, content: str, status: FinalStatus) -> asyncio.Future[bool]:
+        tried: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        save = asyncio.create_task(self._save(org_id, reply_id, content, status, tried))
+        self._saves.add(save)
+        save.add_done_callback(self._saves.discard)
+        return tried
+
+    async def _save(
+        self, org_id: UUID, reply_id: UUID, content: str, status: FinalStatus, tried: asyncio.Future[bool]
+    ) -> None:
+        """Save until it is saved or the server has no more time; the first try's outcome goes to `tried`."""
+        delay_s = FIRST_RETRY_S
+        while True:
+            last_call = self._last_call.is_set()
+            answered = True
+            stored = False
+            try:
+                stored = await self._store.turn_close(
+                    org_id=org_id, reply_id=reply_id, content=content, status=status
+                )
+            except ApiError:
+                answered = False
+            except Exception:
+                log.exception("Reply not saved", extra={"messageId": str(reply_id)})
+            if not tried.done():
+                tried.set_result(stored)
+            if answered or last_call:
+                break
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._last_call.wait(), delay_s)
+            delay_s = min(2 * delay_s, LAST_RETRY_S)
+
+
+def stopping() -> ApiError:
+    return ApiError(503, "Stopping", "The server is stopping; try again.", headers={"Retry-After": "1"})
+
+
+TURNS: web.AppKey[Turns] = web.AppKey("turns", Turns)
