@@ -13,6 +13,7 @@ import aiopg
 import psycopg2
 import psycopg2.extras
 import yoyo
+from aiohttp import web
 
 from app.errors import ApiError, StartError
 
@@ -56,8 +57,7 @@ class Database:
         return frozenset(self._statements)
 
     @property
-    def used(self) -> int:
-        """Connections that are out of the pool now."""
+    def connections_in_use(self) -> int:
         return self._pool.size - self._pool.freesize if self._pool else 0
 
     async def open(self) -> None:
@@ -175,3 +175,6 @@ def migrate(url: str, *, timeout_s: float) -> int:
             backend.connection.close()
     finally:
         guard.close()
+
+
+DATABASE: web.AppKey[Database] = web.AppKey("database", Database)

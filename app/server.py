@@ -11,7 +11,7 @@ from contextlib import suppress
 from aiohttp import web
 
 from app import chat, site
-from app.db import Database
+from app.db import DATABASE, Database
 from app.identity import by_headers, by_query
 from app.middleware import observe, preflight, refuse_when_stopping, sign
 from app.model import Model, Simulated
@@ -60,6 +60,7 @@ async def keep_turns(app: web.Application) -> AsyncIterator[None]:
     settings = app[SETTINGS]
     assert settings.database_url is not None
     database = Database(settings.database_url, pool_size=settings.db_pool_size, timeout_s=settings.db_timeout_s)
+    app[DATABASE] = database
     app[STORE] = store = Store(database)
     app[TURNS] = turns = Turns(store, heartbeat_s=settings.heartbeat_s, write_timeout_s=settings.write_timeout_s)
     await database.open()

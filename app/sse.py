@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
-from aiohttp.http_writer import StreamWriter
+from aiohttp.http_writer import HttpVersion11, StreamWriter
 
 PING = b": ping\n\n"
 
@@ -76,16 +76,19 @@ class EventStream(web.StreamResponse):
                 **headers,
             }
         )
-        if request.keep_alive and request.version >= (1, 1):
-            # In HTTP/1.0 the end of the connection is the end of the stream, and aiohttp says so.
+        if request.version < HttpVersion11:
+            # The end of the connection is the end of the stream. aiohttp would keep one open whose client
+            # asks for keep-alive, and the client would wait for ever.
+            self.force_close()
+        elif request.keep_alive:
             self.headers["Connection"] = "keep-alive"
         self._request = request
         self._write_timeout_s = write_timeout_s
         self._writer: StreamWriter | None = None
         self._writing = False
         self._writes = 0
-        self._seen_writes = 0
-        self._seen_at_s = 0.0
+        self._progress: tuple[int, int] | None = None
+        self._progress_at_s = 0.0
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         self._writing = True
@@ -124,19 +127,21 @@ class EventStream(web.StreamResponse):
         """Look after the stream between its writes; return whether the peer is still there.
 
         Writes a ping where nothing was written for `heartbeat_s`, and aborts the connection where one write
-        has waited for the peer for longer than the write timeout.
+        has waited for the write timeout while the peer read nothing.
         """
         transport = self._request.transport
         if transport is None or transport.is_closing():
             return False
-        if self._writes != self._seen_writes or not self._seen_at_s:
-            self._seen_writes, self._seen_at_s = self._writes, now_s
+        # While a write waits, what is left of it shrinks only as the peer reads.
+        progress = (self._writes, transport.get_write_buffer_size())
+        if progress != self._progress:
+            self._progress, self._progress_at_s = progress, now_s
         elif self._writing:
-            if now_s - self._seen_at_s >= self._write_timeout_s:
+            if now_s - self._progress_at_s >= self._write_timeout_s:
                 self.abort()
                 return False
-        elif self._writer is not None and now_s - self._seen_at_s >= heartbeat_s:
-            self._seen_at_s = now_s
+        elif self._writer is not None and now_s - self._progress_at_s >= heartbeat_s:
+            self._progress_at_s = now_s
             try:
                 # One whole chunk in one call, and no drain: it never waits, so it needs no lock.
                 await self._writer.write(PING, drain=False)

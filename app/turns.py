@@ -84,6 +84,10 @@ class Turns:
         self._saves: set[asyncio.Task[None]] = set()
         self._last_call = asyncio.Event()
 
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
     @asynccontextmanager
     async def run(self, turn: Turn) -> AsyncIterator[None]:
         """Count `turn` as running: it is watched, and a stop waits for it.
