@@ -84,7 +84,7 @@ def refuse_foreign_site(request: web.Request) -> None:
     """
     origin = request.headers.get("Origin")
     if origin is None:
-        if request.headers.get("Sec-Fetch-Site") != "cross-site":
+        if request.headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin"):
             return
     elif origin in request.app[SETTINGS].cors_origins or urlsplit(origin).netloc == request.host:
         return

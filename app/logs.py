@@ -40,7 +40,7 @@ def quiet_bad_http(record: logging.LogRecord) -> bool:
 
     aiohttp answers those itself, before any handler, and logs the offending line: it may hold a message.
     """
-    if record.exc_info and isinstance(record.exc_info[1], HttpProcessingError):
+    if record.exc_info and isinstance(record.exc_info[1], (HttpProcessingError, web.RequestPayloadError)):
         record.levelno, record.levelname = logging.WARNING, "WARNING"
         record.msg, record.args = "Malformed HTTP request", ()
         record.exc_info = record.exc_text = None

@@ -138,11 +138,6 @@ def compose(asked: Sequence[str], rng: random.Random) -> str:
 
 def excerpt(text: str, *, words: int, chars: int) -> str:
     """Return the first words of `text`, white space folded, with an ellipsis where it was cut."""
-    # The slice spares the splitting of a long text of which little is shown.
-    head = text[: chars * 4].split()
-    short = " ".join(head[:words])
-    if len(short) > chars:
-        short = short[:chars]
-    elif len(head) <= words and len(text) <= chars * 4:
-        return short
-    return short + "…"
+    folded = " ".join(text.split())
+    short = " ".join(folded.split(" ", words)[:words])[:chars]
+    return short if short == folded else short + "…"

