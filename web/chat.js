@@ -149,16 +149,17 @@ async function requestJson(path, options) {
     }
 }
 
-/** Show a failure in `place`, and a button that makes it go away and does `retry`. */
-function showNotice(place, failure, retry) {
+/** Show a failure in `place`, with a button for each of `actions`; each makes the notice go away first. */
+function showNotice(place, failure, actions = {}) {
     const notice = el('div', { className: 'notice', role: 'alert' });
-    notice.append(el('strong', { textContent: failure.title }), el('p', { textContent: failure.message }));
+    notice.append(el('strong', {}, failure.title), el('p', {}, failure.message));
     if (failure.requestId) notice.append(el('p', { className: 'request' }, 'Request id ', el('code', {}, failure.requestId)));
-    if (retry) {
-        const button = el('button', { type: 'button', className: 'button', textContent: 'Retry' });
+    for (const [name, action] of Object.entries(actions)) {
+        const button = el('button', { type: 'button', className: 'button' }, name);
         button.addEventListener('click', () => {
             place.replaceChildren();
-            retry();
+            input.focus();
+            action();
         });
         notice.append(button);
     }
@@ -286,6 +287,10 @@ const meter = {
         this.draw();
     },
 
+    hide() {
+        $('meter').hidden = true;
+    },
+
     read(at, tokens) {
         const silence = at - this.readAt;
         this.readAt = at;
@@ -370,7 +375,6 @@ async function send(message) {
     await past.loaded;
     const question = messageItem({ role: 'user', content: message });
     const reply = new LiveReply();
-    const retry = () => send(message);
     let begun = false;
     try {
         mine.signal.throwIfAborted();
@@ -394,15 +398,17 @@ async function send(message) {
             reply.end('disconnected');
         } else if (begun) {
             reply.end('failed');
-            showNotice($('notice'), error, retry);
+            showNotice($('notice'), error, { Retry: () => send(message) });
         } else {
             // Nothing is stored, so the next try takes the place of this one.
             reply.item.remove();
+            meter.hide();
             mark(question, 'unsent');
-            showNotice($('notice'), error, () => {
+            const again = (next) => () => {
                 question.remove();
-                retry();
-            });
+                next(message);
+            };
+            showNotice($('notice'), error, { Retry: again(send), Edit: again(compose) });
         }
     } finally {
         if (turn === mine) setTurn(null);
@@ -433,7 +439,7 @@ async function read(response, reply) {
             }
             if (last) {
                 meter.read(at, tokens);
-                reader.read().catch(() => {}); // Past the end of the body, so that the connection can be used again.
+                reader.read().catch(() => {}); // Past the end, so that the connection can be used again.
                 finish(reply, fullText);
                 return;
             }
@@ -457,14 +463,14 @@ function parseEvent({ data }, requestId) {
 function finish(reply, fullText) {
     const { text } = reply;
     if (text === fullText) {
-        reply.end('complete', `Complete: ${text.length} characters, the same as the server’s fullText`);
+        reply.end('complete', `Complete: ${text.length} characters, equal to fullText`);
         return;
     }
     let same = 0;
     while (same < text.length && text[same] === fullText[same]) same += 1;
     reply.show();
     reply.node.data = fullText;
-    reply.end('differs', `The tokens differ from the server’s fullText from character ${same + 1} on; shown is fullText`);
+    reply.end('differs', `The tokens differ from fullText from character ${same + 1} on; fullText is shown`);
 }
 
 // ---- The chat that is open. Its id is the fragment of the address, so that reload, back and links work.
@@ -481,7 +487,7 @@ function openChat(id) {
     past.visit = new AbortController();
     chat = id;
     for (const place of [messages, $('notice'), $('earlier-notice'), $('live')]) place.replaceChildren();
-    $('meter').hidden = true;
+    meter.hide();
     $('earlier').hidden = true;
     $('welcome').hidden = id !== null;
     showCurrent();
@@ -523,9 +529,9 @@ async function loadMessages(before = null) {
             showCurrent();
             showNotice($('notice'), error);
         } else if (before) {
-            showNotice($('earlier-notice'), error, () => loadMessages(before));
+            showNotice($('earlier-notice'), error, { Retry: () => loadMessages(before) });
         } else {
-            showNotice($('notice'), error, () => (past.loaded = loadMessages()));
+            showNotice($('notice'), error, { Retry: () => (past.loaded = loadMessages()) });
         }
     }
 }
@@ -584,7 +590,7 @@ async function loadChats(before = null) {
         if (!before) $('chats').replaceChildren();
         $('more-chats').hidden = true;
         $('no-chats').hidden = true;
-        showNotice($('chats-notice'), error, () => loadChats(before));
+        showNotice($('chats-notice'), error, { Retry: () => loadChats(before) });
     }
 }
 

@@ -1,0 +1,89 @@
+"""The simulated model."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.model import Conversation, Message, Simulated, excerpt
+
+
+def asks(message: str, stream: bool = True) -> Conversation:
+    return Conversation([Message("user", message)], stream)
+
+
+async def collect(model: Simulated, conversation: Conversation) -> list[str]:
+    return [token async for token in model(conversation)]
+
+
+@given(st.text(min_size=1, max_size=300))
+def test_reply_has_20_to_60_words_and_mentions_the_message(message: str) -> None:
+    async def check() -> None:
+        for seed in "abcdefgh":
+            text = "".join(await collect(Simulated((0, 0), seed), asks(message)))
+            assert 20 <= len(text.split()) <= 60
+            assert excerpt(message, words=12, chars=80) in text
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("message", ["tell a story", "Please TELL A STORY about a fox"])
+async def test_story_has_150_words_or_more(message: str) -> None:
+    tokens = await collect(Simulated((0, 0)), asks(message))
+    assert len(tokens) >= 150
+    assert message in "".join(tokens)
+
+
+async def test_token_is_a_word_with_the_white_space_before_it() -> None:
+    first, *rest = await collect(Simulated((0, 0)), asks("tell a story"))
+    assert not first[0].isspace()
+    assert all(token[0].isspace() and len(token.split()) == 1 for token in rest)
+
+
+async def test_length_is_known_beforehand() -> None:
+    reply = Simulated((0, 0))(asks("Hi"))
+    tokens = [token async for token in reply]
+    assert reply.total_tokens == len(tokens)
+    assert reply.text_length == len("".join(tokens))
+
+
+async def test_seed_gives_the_same_text_and_the_same_delays() -> None:
+    async def run(seed: str) -> tuple[list[str], list[float]]:
+        delays: list[float] = []
+        reply = Simulated((1, 2), seed)(asks("Hi"))
+        uniform = reply._rng.uniform
+        reply._rng.uniform = lambda a, b: delays.append(uniform(a, b)) or delays[-1]  # type: ignore[func-returns-value,method-assign]
+        return [token async for token in reply], delays
+
+    first, second, other = await run("1"), await run("1"), await run("2")
+    assert first == second
+    assert first[1] != other[1]
+    assert all(0.001 <= delay <= 0.002 for delay in first[1])
+
+
+async def test_five_words_take_50_to_150_ms() -> None:
+    reply = Simulated()(asks("Hi"))
+    began_s = time.perf_counter()
+    for _ in range(5):
+        await anext(reply)
+    took_s = time.perf_counter() - began_s
+    # Above by what a busy machine adds.
+    assert 0.05 <= took_s < 0.15 + 0.1
+
+
+async def test_reply_nobody_reads_along_is_not_paced() -> None:
+    began_s = time.perf_counter()
+    await collect(Simulated((1000, 1000)), asks("tell a story", stream=False))
+    assert time.perf_counter() - began_s < 0.5
+
+
+async def test_closed_reply_says_nothing_more() -> None:
+    reply = Simulated((0, 0))(asks("Hi"))
+    await anext(reply)
+    await reply.aclose()
+    with pytest.raises(StopAsyncIteration):
+        await anext(reply)

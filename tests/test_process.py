@@ -1,0 +1,324 @@
+"""The real process: start, signals, kill -9, a taken port, bad settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from queue import Queue
+from typing import Any
+from urllib.error import HTTPError
+
+import psutil
+import pytest
+from support import Rows, Tenant
+
+from app.store import DEMO_ORG_ID, DEMO_USER_ID
+
+ROOT = Path(__file__).parent.parent
+
+
+class Process:
+    """`python -m app` on a port of its own choice, its log read as it comes."""
+
+    def __init__(self, **environ: str) -> None:
+        keep = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG")}
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "app"],
+            cwd=ROOT,
+            env=keep | {"PORT": "0"} | environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.lines: list[dict[str, Any]] = []
+        self._queue: Queue[dict[str, Any] | None] = Queue()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.popen.stdout
+        for line in self.popen.stdout:
+            self._queue.put(json.loads(line))
+        self._queue.put(None)
+
+    def wait_for(self, message: str, timeout_s: float = 20) -> dict[str, Any]:
+        """Return the next log line with this message."""
+        deadline = time.monotonic() + timeout_s
+        while line := self._queue.get(timeout=max(0, deadline - time.monotonic())):
+            self.lines.append(line)
+            if line["message"] == message:
+                return line
+        raise AssertionError(f"ended without {message!r}: {self.popen.stderr and self.popen.stderr.read()}")
+
+    def listening(self) -> str:
+        return "http://" + str(self.wait_for("Listening")["address"])
+
+    def end(self, timeout_s: float = 20) -> tuple[int, str]:
+        """Wait for the end; return the exit code and stderr."""
+        assert self.popen.stderr
+        code = self.popen.wait(timeout_s)
+        self._reader.join()
+        while line := self._queue.get():
+            self.lines.append(line)
+        return code, self.popen.stderr.read()
+
+    def close(self) -> None:
+        if self.popen.poll() is None:
+            self.popen.kill()
+            self.popen.wait()
+        self._reader.join()
+        assert self.popen.stdout
+        assert self.popen.stderr
+        self.popen.stdout.close()
+        self.popen.stderr.close()
+
+
+class Processes:
+    def __init__(self) -> None:
+        self._all: list[Process] = []
+
+    def __call__(self, **environ: str) -> Process:
+        self._all.append(Process(**environ))
+        return self._all[-1]
+
+    def close(self) -> None:
+        for process in self._all:
+            process.close()
+
+
+@pytest.fixture
+def start(postgres_url: str) -> Iterator[Processes]:
+    processes = Processes()
+    yield processes
+    processes.close()
+
+
+def ask(base: str, tenant: Tenant, message: str = "tell a story") -> Any:
+    """Start a stream and return the response, unread."""
+    request = urllib.request.Request(
+        f"{base}/chat/stream",
+        json.dumps({"message": message}).encode(),
+        tenant.headers | {"Content-Type": "application/json"},
+    )
+    return urllib.request.urlopen(request, timeout=30)
+
+
+def has_ended(process: psutil.Process) -> bool:
+    # What nobody has waited for yet has ended too.
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def status_of(url: str, tenant: Tenant | None = None) -> int:
+    try:
+        request = urllib.request.Request(url, headers=tenant.headers if tenant else {})
+        with urllib.request.urlopen(request, timeout=10) as response:
+            return int(response.status)
+    except HTTPError as exc:
+        with exc:
+            return exc.code
+
+
+def test_embedded_database_is_made_seeded_kept_and_stopped(start: Processes, tmp_path: Path) -> None:
+    demo = Tenant(str(DEMO_ORG_ID), str(DEMO_USER_ID))
+    data = tmp_path / "data"
+    process = start(DATA_DIR=str(data))
+    base = process.listening()
+    with ask(base, demo, "Hi") as stream:
+        assert b'"done":true' in stream.read()
+    postmaster = psutil.Process(int((data / "postmaster.pid").read_text().split()[0]))
+    process.popen.send_signal(signal.SIGTERM)
+    code, terminal = process.end()
+    assert code == 0
+    assert has_ended(postmaster)
+
+    # What the terminal says is what a developer pastes.
+    assert f"Test page  {base}/" in terminal
+    assert f"curl -N {base}/chat/stream" in terminal
+    assert str(DEMO_ORG_ID) in terminal
+
+    # The same data at the next start.
+    process = start(DATA_DIR=str(data))
+    base = process.listening()
+    request = urllib.request.Request(f"{base}/chats", headers=demo.headers)
+    with urllib.request.urlopen(request) as response:
+        assert [chat["title"] for chat in json.load(response)["chats"]] == ["Hi"]
+    process.popen.send_signal(signal.SIGINT)
+    assert process.end()[0] == 0
+
+
+def test_embedded_database_left_by_a_kill_is_taken_over_and_stopped(start: Processes, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    process = start(DATA_DIR=str(data))
+    process.listening()
+    process.popen.kill()
+    process.end()
+    postmaster = psutil.Process(int((data / "postmaster.pid").read_text().split()[0]))
+    assert postmaster.is_running()
+    process = start(DATA_DIR=str(data))
+    process.listening()
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.end()[0] == 0
+    assert has_ended(postmaster)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_streams_after_their_grace_saves_them_and_tells_the_client(
+    start: Processes, postgres_url: str, rows: Rows, tenant: Tenant, number: signal.Signals
+) -> None:
+    process = start(DATABASE_URL=postgres_url, SHUTDOWN_GRACE_S="0.5", SIM_DELAY_MS="50-50")
+    base = process.listening()
+    with ask(base, tenant) as stream:
+        first = stream.readline()
+        process.popen.send_signal(number)
+        process.wait_for("Stopping")
+        assert status_of(f"{base}/ready") == 503
+        assert status_of(f"{base}/health") == 200
+        assert status_of(f"{base}/chats", tenant) == 503
+        began_s = time.monotonic()
+        body = first + stream.read()
+    assert process.end()[0] == 0
+    assert time.monotonic() - began_s < 3
+
+    assert body.endswith(
+        b'data: {"error":"Stream failed","message":"The server is stopping; what it said so far is saved."}\n\n'
+    )
+    seen = "".join(
+        json.loads(line[6:])["token"] for line in body.split(b"\n") if line.startswith(b'data: {"token"')
+    )
+    assert rows.messages(tenant.org_id)[1] == ("assistant", seen, "interrupted")
+    assert [line for line in process.lines if line["level"] == "error"] == []
+
+
+def test_stream_that_ends_within_the_grace_is_whole(
+    start: Processes, postgres_url: str, rows: Rows, tenant: Tenant
+) -> None:
+    process = start(DATABASE_URL=postgres_url)
+    with ask(process.listening(), tenant, "Hi") as stream:
+        stream.readline()
+        process.popen.send_signal(signal.SIGTERM)
+        assert b'"done":true' in stream.read()
+    assert process.end()[0] == 0
+    assert rows.messages(tenant.org_id)[1][2] == "complete"
+
+
+def test_three_signals_in_a_row_change_nothing(
+    start: Processes, postgres_url: str, rows: Rows, tenant: Tenant
+) -> None:
+    process = start(DATABASE_URL=postgres_url, SHUTDOWN_GRACE_S="0.5", SIM_DELAY_MS="50-50")
+    with ask(process.listening(), tenant) as stream:
+        stream.readline()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+            process.popen.send_signal(number)
+        body = stream.read()
+    assert process.end()[0] == 0
+    assert b"The server is stopping" in body
+    assert rows.messages(tenant.org_id)[1][2] == "interrupted"
+
+
+def test_kill_9_loses_no_question_and_the_next_start_closes_its_reply(
+    start: Processes, postgres_url: str, rows: Rows, tenant: Tenant
+) -> None:
+    process = start(DATABASE_URL=postgres_url)
+    with ask(process.listening(), tenant) as stream:
+        stream.readline()
+        process.popen.kill()
+        process.end()
+    assert rows.messages(tenant.org_id)[1:] == [("assistant", "", "streaming")]
+    process = start(DATABASE_URL=postgres_url)
+    process.listening()
+    assert rows.messages(tenant.org_id) == [
+        ("user", "tell a story", "complete"),
+        ("assistant", "", "interrupted"),
+    ]
+
+
+def test_half_sent_body_does_not_hold_up_the_stop(start: Processes, postgres_url: str, tenant: Tenant) -> None:
+    process = start(DATABASE_URL=postgres_url)
+    host, port = process.listening().removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(
+            f"POST /chat HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: 99\r\n"
+            f"x-org-id: {tenant.org_id}\r\nx-user-id: {tenant.user_id}\r\n\r\n{{".encode()
+        )
+        assert status_of(f"http://{host}:{port}/health") == 200
+        began_s = time.monotonic()
+        process.popen.send_signal(signal.SIGTERM)
+        assert process.end()[0] == 0
+    assert time.monotonic() - began_s < 4
+
+
+def test_demo_data_is_seeded_only_where_it_is_asked_for(start: Processes, postgres_url: str, rows: Rows) -> None:
+    process = start(DATABASE_URL=postgres_url)
+    base = process.listening()
+    assert rows("select 1 from users where email = 'demo@example.com'") == []
+    assert status_of(f"{base}/chats", Tenant(str(DEMO_ORG_ID), str(DEMO_USER_ID))) == 403
+    process.popen.terminate()
+    assert "curl" not in process.end()[1]
+
+    start(DATABASE_URL=postgres_url, SEED_DEMO="1").listening()
+    assert rows("select org_id::text, id::text from users where email = 'demo@example.com'") == [
+        (str(DEMO_ORG_ID), str(DEMO_USER_ID))
+    ]
+    rows("delete from users where email = 'demo@example.com'")
+
+
+def test_taken_port_is_one_line_before_a_database_is_made(start: Processes, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = start(PORT=str(port), DATA_DIR=str(tmp_path / "data"))
+        assert process.end() == (1, f"llm-app: PORT is {port}, which is taken, expected a free one\n")
+    assert not (tmp_path / "data").exists()
+
+
+def test_unreachable_database_is_one_line(start: Processes) -> None:
+    code, terminal = start(DATABASE_URL="postgresql://u:secret@127.0.0.1:1/none").end()
+    assert code == 1
+    assert re.fullmatch(r"llm-app: the database of DATABASE_URL cannot be reached: .*127\.0\.0\.1.*\n", terminal)
+    assert "secret" not in terminal
+
+
+def test_bad_setting_is_one_line(start: Processes) -> None:
+    code, terminal = start(HEARTBEAT_S="soon").end()
+    assert (code, terminal) == (
+        1,
+        "llm-app: HEARTBEAT_S is 'soon', expected a number of seconds from 0.1 to 86400\n",
+    )
+
+
+def test_log_lines_are_json_with_these_keys_and_no_text(
+    start: Processes, postgres_url: str, tenant: Tenant
+) -> None:
+    process = start(DATABASE_URL=postgres_url, SIM_DELAY_MS="0-0")
+    base = process.listening()
+    with ask(base, tenant, "Marmalade") as stream:
+        stream.read()
+        request_id = stream.headers["x-request-id"]
+    query = f"message=Marmalade&orgId={tenant.org_id}&userId={tenant.user_id}"
+    with urllib.request.urlopen(f"{base}/chat/stream?{query}") as stream:
+        stream.read()
+    process.popen.terminate()
+    process.end()
+    assert [list(line)[:4] for line in process.lines] == [["timestamp", "level", "message", "requestId"]] * len(
+        process.lines
+    )
+    first = [line for line in process.lines if line["requestId"] == request_id]
+    assert [(line["level"], line["message"]) for line in first] == [
+        ("info", "Starting stream"),
+        ("info", "Stream completed"),
+        ("info", "Request completed"),
+    ]
+    assert list(first[0])[4:] == ["textLength"]
+    assert list(first[1])[4:] == ["tokensStreamed", "totalLength"]
+    assert list(first[2])[4:] == ["method", "path", "status", "durationMs", "outcome"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first[0]["timestamp"])
+    assert "Marmalade" not in str(process.lines)

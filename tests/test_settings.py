@@ -1,0 +1,87 @@
+"""Settings: what is taken, what is refused and how."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.errors import StartError
+from app.settings import Settings
+
+README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+
+
+def test_nothing_set_gives_the_documented_defaults() -> None:
+    settings = Settings.from_environ({})
+    assert settings == Settings()
+    assert (settings.host, settings.port, settings.database_url) == ("127.0.0.1", 3000, None)
+    assert settings.sim_delay_ms == (10, 30)
+    assert settings.heartbeat_s == 15
+    assert settings.shutdown_grace_s == 5
+    assert settings.cors_origins == {"http://localhost:8080", "http://127.0.0.1:8080"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "parsed"),
+    [
+        ("PORT", "8080", 8080),
+        ("PORT", "", 3000),
+        ("PORT", " 1 ", 1),
+        ("HOST", "::1", "::1"),
+        ("SIM_DELAY_MS", "0-2.5", (0, 2.5)),
+        ("LOG_LEVEL", "WARN", "warn"),
+        ("CORS_ORIGINS", "null", {"null"}),
+        ("CORS_ORIGINS", "https://a.example/, http://b.example:81", {"https://a.example", "http://b.example:81"}),
+        ("SEED_DEMO", "0", False),
+        ("DATA_DIR", "/tmp/x", Path("/tmp/x")),
+        ("DATABASE_URL", "postgres://u:p@h/d", "postgres://u:p@h/d"),
+    ],
+)
+def test_value_is_taken(key: str, value: str, parsed: Any) -> None:
+    assert getattr(Settings.from_environ({key: value}), key.lower()) == parsed
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("PORT", "x", "PORT is 'x', expected a whole number from 0 to 65535"),
+        ("PORT", "65536", "PORT is '65536', expected a whole number from 0 to 65535"),
+        ("PORT", "-1", "PORT is '-1', expected a whole number from 0 to 65535"),
+        ("HOST", "a b", "HOST is 'a b', expected a host name or an IP address to listen on"),
+        ("SIM_DELAY_MS", "30-10", "SIM_DELAY_MS is '30-10', expected two numbers of milliseconds, as in 10-30"),
+        ("SIM_DELAY_MS", "20", "SIM_DELAY_MS is '20', expected two numbers of milliseconds, as in 10-30"),
+        ("LOG_LEVEL", "loud", "LOG_LEVEL is 'loud', expected one of debug, info, warn, error"),
+        ("HEARTBEAT_S", "nan", "HEARTBEAT_S is 'nan', expected a number of seconds from 0.1 to 86400"),
+        ("WRITE_TIMEOUT_S", "0", "WRITE_TIMEOUT_S is '0', expected a number of seconds from 0.1 to 86400"),
+        ("SEED_DEMO", "yes", "SEED_DEMO is 'yes', expected 0 or 1"),
+        (
+            "CORS_ORIGINS",
+            "*",
+            "CORS_ORIGINS is '*', expected origins like https://example.com separated by commas, or null for pages"
+            " opened as files",
+        ),
+        (
+            "DATABASE_URL",
+            "mysql://u:secret@h/d",
+            "DATABASE_URL is (not shown), expected a URL like postgresql://user:password@host:5432/name",
+        ),
+    ],
+)
+def test_bad_value_is_one_line_with_key_value_and_expectation(key: str, value: str, line: str) -> None:
+    with pytest.raises(StartError) as caught:
+        Settings.from_environ({key: value})
+    assert str(caught.value) == line
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(FrozenInstanceError):
+        Settings().port = 1  # type: ignore[misc]
+
+
+def test_readme_lists_every_setting_and_no_other() -> None:
+    table = README.split("## Settings")[1].split("\n## ")[0]
+    listed = {line.split("`")[1] for line in table.splitlines() if line.startswith("| `")}
+    assert listed == {setting.name.upper() for setting in fields(Settings)}
