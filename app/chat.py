@@ -150,6 +150,8 @@ async def relay(request: web.Request, turn: Turn, conversation: Conversation, nu
                 await response.prepare(request)
             async for piece in reply:
                 piece = storable(piece)
+                if not piece:
+                    continue
                 turn.pieces.append(piece)
                 if response is not None:
                     if numbered:

@@ -1,0 +1,965 @@
+"""The test page in a real Chromium, against the real server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, closing, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from conftest import Server, StartServer
+from playwright.async_api import Browser, Locator, Page, async_playwright, expect
+from support import Gated, Rows, Tenant, eventually, says
+
+from app.model import Conversation, Model
+from app.server import create_app
+from app.settings import Settings
+from app.store import DEMO_ORG_ID
+
+# One browser, and so one event loop, for all the tests.
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
+
+WEB = Path(__file__).parent.parent / "web"
+NOWHERE = "http://127.0.0.1:9"
+SETTINGS_KEY = "streaming-chat.settings"
+FAILED_REQUEST = "Failed to load resource|CORS policy"
+
+CHROMIUM_ARGS = [
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+OpenPage = Callable[..., Awaitable[Page]]
+
+expect.set_options(timeout=10_000)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path=os.environ.get("CHROMIUM"), args=CHROMIUM_ARGS, chromium_sandbox=False
+        )
+        yield browser
+        await browser.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def start_server(postgres_url: str) -> AsyncIterator[StartServer]:
+    """The fixture of the other tests, in the loop of these."""
+    servers: list[TestServer] = []
+
+    async def start(*, model: Model | None = None, **settings: Any) -> TestServer:
+        settings = {"database_url": postgres_url, "sim_delay_ms": (0.0, 0.0)} | settings
+        server = Server(create_app(Settings(**settings), model=model))
+        await server.start_server(shutdown_timeout=1)
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        await server.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def open_page(browser: Browser, start_server: StartServer, tenant: Tenant) -> AsyncIterator[OpenPage]:
+    """Give a function that opens a server's page as the tenant: `open_page(server, url=…, settings=…, …)`.
+
+    What the browser complains about, of the Content Security Policy or else, fails the test, unless it
+    matches `ignore`.
+    """
+    complaints: list[str] = []
+    contexts = []
+
+    async def open_page(
+        server: TestServer,
+        *,
+        url: str | None = None,
+        settings: dict[str, str] | None = None,
+        ignore: str = "^$",
+        init: str = "",
+        **options: Any,
+    ) -> Page:
+        context = await browser.new_context(**options)
+        contexts.append(context)
+        page = await context.new_page()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+
+        def listen(message: Any) -> None:
+            if message.type in ("error", "warning") and not re.search(ignore, message.text):
+                complaints.append(message.text)
+
+        page.on("console", listen)
+        stored = {"server": base(server), "org": tenant.org_id, "user": tenant.user_id} | (settings or {})
+        if settings != {}:
+            init += f"localStorage['{SETTINGS_KEY}'] ??= JSON.stringify({stored})"
+        await page.add_init_script(init)
+        await page.goto(url or f"{base(server)}/")
+        await expect(page.locator("#account")).not_to_be_empty()
+        return page
+
+    yield open_page
+    for context in contexts:
+        await context.close()
+    assert complaints == []
+
+
+def base(server: TestServer) -> str:
+    return f"http://{server.host}:{server.port}"
+
+
+async def say(page: Page, text: str) -> None:
+    await page.get_by_role("textbox", name="Message").fill(text)
+    await page.keyboard.press("Enter")
+
+
+def replies(page: Page) -> Locator:
+    return page.locator("#messages > .assistant")
+
+
+async def shown(locator: Locator) -> str:
+    """Return the exact text: Playwright's own matchers fold white space."""
+    return str(await locator.locator(".text").evaluate("(element) => element.textContent"))
+
+
+async def is_complete(reply: Locator) -> None:
+    await expect(reply.locator(".status")).to_have_text(re.compile(r"Complete: \d+ characters, equal to fullText"))
+
+
+async def save_settings(page: Page, **values: str) -> None:
+    await page.get_by_role("button", name="Settings").click()
+    for name, value in values.items():
+        await page.locator(f"#{name}").fill(value)
+    await page.get_by_role("button", name="Save").click()
+
+
+# ---- Streaming
+
+
+async def test_reply_is_shown_to_the_character_as_it_is_stored(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    text = "  Two  blanks,\n\n\ttab, e\u0301, \u05e9\u05dc\u05d5\u05dd, \U0001f469\u200d\U0001f680, \u2028 and \\u0041 \n"
+    page = await open_page(await start_server(model=says(*re.findall(r"\s*\S+|\s+", text))))
+    await say(page, "Grüße\n  דוד")
+    await is_complete(replies(page).last)
+    assert await shown(replies(page).last) == text
+    assert await shown(page.locator("#messages > .user")) == "Grüße\n  דוד"
+    assert rows.messages(tenant.org_id) == [("user", "Grüße\n  דוד", "complete"), ("assistant", text, "complete")]
+
+
+async def test_page_as_it_comes_talks_to_its_own_server_as_the_demo_user(
+    start_server: StartServer, open_page: OpenPage, rows: Rows
+) -> None:
+    server = await start_server(seed_demo=True, model=says("Hello"))
+    page = await open_page(server, settings={})
+    await expect(page.locator("#account")).to_have_text(f"{server.host}:{server.port}")
+    await page.get_by_role("button", name="Hello there").click()
+    await is_complete(replies(page).last)
+    assert ("user", "Hello there", "complete") in rows.messages(str(DEMO_ORG_ID))
+    await expect(page.get_by_role("textbox", name="Message")).to_be_focused()
+
+
+async def test_text_and_cursor_are_shown_while_the_model_still_speaks(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    model = Gated()
+    page = await open_page(await start_server(model=model))
+    await say(page, "Hi")
+    reply = replies(page).last
+    cursor = "(element) => getComputedStyle(element, '::after').animationName"
+    for said in ("", "word ", "word word word "):
+        model.go(said.count("word") - model.said)
+        await expect(reply.locator(".text")).to_have_text(said)
+        assert await reply.locator(".text").evaluate(cursor) == "blink"
+    assert await page.locator("#count").inner_text() == "3"
+    await page.emulate_media(reduced_motion="reduce")
+    assert await reply.locator(".text").evaluate(cursor) == "none"
+    await page.keyboard.press("Escape")
+    await expect(reply).to_have_attribute("data-status", "disconnected")
+    assert (
+        await reply.locator(".text").evaluate("(element) => getComputedStyle(element, '::after').content")
+        == "none"
+    )
+
+
+@pytest.mark.parametrize("by", ["button", "Escape"])
+async def test_stop_keeps_what_has_arrived_and_ends_the_turn_on_the_server(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant, by: str
+) -> None:
+    model = Gated()
+    page = await open_page(await start_server(model=model))
+    await say(page, "Hi")
+    model.go(3)
+    await expect(replies(page).locator(".text")).to_have_text("word word word ")
+    await (page.get_by_role("button", name="Stop").click() if by == "button" else page.keyboard.press("Escape"))
+
+    await expect(replies(page).locator(".status")).to_have_text("Stopped before the end")
+    await expect(page.get_by_role("button", name="Send")).to_be_visible()
+    await expect(page.get_by_role("textbox", name="Message")).to_be_focused()
+    assert await shown(replies(page)) == "word word word "
+    await eventually(lambda: rows.messages(tenant.org_id)[1] == ("assistant", "word word word ", "disconnected"))
+    assert model.closed.is_set()
+
+    # The chat goes on.
+    await say(page, "Again")
+    model.go()
+    await expect(replies(page).last.locator(".text")).to_have_text("word ")
+    assert rows("select count(*) from chats where org_id = %s", tenant.org_id) == [(1,)]
+
+
+async def test_page_is_touched_once_a_frame_however_fast_the_tokens_come(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    words = 5000
+    page = await open_page(await start_server(model=says(*["word "] * words)))
+    await page.evaluate(
+        """() => {
+            window.touched = 0;
+            const observer = new MutationObserver((records) => { window.touched += records.length; });
+            observer.observe(messages, { characterData: true, subtree: true });
+        }"""
+    )
+    await say(page, "Hi")
+    await is_complete(replies(page).last)
+    assert await shown(replies(page).last) == "word " * words
+    await expect(page.locator("#count")).to_have_text(str(words))
+    assert 0 < await page.evaluate("touched") < words / 20
+
+
+async def test_reply_is_announced_by_the_sentence_and_not_by_the_token(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    model = Gated("One, two. Three ")
+    page = await open_page(await start_server(model=model))
+    await say(page, "Hi")
+    live = page.locator("#live > p")
+    model.go()
+    await expect(live).to_have_text(["One, two. "])
+    model.go()
+    await expect(live).to_have_text(["One, two. ", "Three One, two. "])
+    await page.keyboard.press("Escape")
+    await expect(live).to_have_text(["One, two. ", "Three One, two. ", "Three ", "Stopped before the end"])
+    assert await page.locator("#live").get_attribute("aria-live") == "polite"
+
+
+# ---- History and chats
+
+
+async def test_reload_keeps_the_settings_and_the_chat(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    page = await open_page(await start_server(model=says("Hello", " world")))
+    other = rows.tenant(tenant.org_id)
+    await save_settings(page, user=other.user_id)
+    await say(page, "Remember me")
+    await is_complete(replies(page).last)
+    await page.reload()
+    await expect(page.locator("#messages .text")).to_have_text(["Remember me", "Hello world"])
+    await expect(page.get_by_role("heading", level=1)).to_have_text("Remember me")
+    await page.get_by_role("button", name="Settings").click()
+    await expect(page.locator("#user")).to_have_value(other.user_id)
+
+
+async def test_reload_in_the_middle_of_a_reply_shows_how_it_ended(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    model = Gated()
+    page = await open_page(await start_server(model=model, heartbeat_s=0.2))
+    await say(page, "Hi")
+    model.go(2)
+    await expect(replies(page).locator(".text")).to_have_text("word word ")
+    await page.reload()
+    await expect(replies(page).locator(".status")).to_have_text("Stopped before the end")
+    await expect(replies(page).locator(".text")).to_have_text("word word ")
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        ("disconnected", "Stopped before the end"),
+        ("failed", "Failed before the end"),
+        ("interrupted", "Interrupted: the server stopped before the end"),
+    ],
+)
+async def test_history_tells_which_replies_are_not_whole(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant, status: str, text: str
+) -> None:
+    chat_id = add_chat(rows, tenant, "Old", messages=2)
+    rows("update messages set status = %s where chat_id = %s and role = 'assistant'", status, chat_id)
+    server = await start_server()
+    page = await open_page(server, url=f"{base(server)}/#{chat_id}")
+    await expect(replies(page).locator(".status")).to_have_text(text)
+
+
+async def test_chats_are_listed_and_opened_and_back_goes_back(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    async def echo(conversation: Conversation) -> AsyncIterator[str]:
+        yield f"Echo of {conversation.messages[-1].content}"
+
+    page = await open_page(await start_server(model=echo))
+    chats = page.get_by_role("navigation", name="Chats")
+    await expect(chats.get_by_text("Your chats will be listed here.")).to_be_visible()
+    for message in ("First", "Second"):
+        await page.get_by_role("button", name="New chat").click()
+        await expect(page.get_by_role("textbox", name="Message")).to_be_focused()
+        await expect(page.locator("#messages > li")).to_have_count(0)
+        await say(page, message)
+        await is_complete(replies(page))
+
+    await expect(chats.get_by_role("link")).to_contain_text(["Second", "First"])
+    await expect(chats.get_by_role("link", name="Second")).to_have_attribute("aria-current", "page")
+    await chats.get_by_role("link", name="First").click()
+    await expect(page.locator("#messages .text")).to_have_text(["First", "Echo of First"])
+    await expect(chats.get_by_role("link", name="First")).to_have_attribute("aria-current", "page")
+    await expect(page).to_have_title("First – Streaming chat")
+
+    await say(page, "Third")
+    await expect(page.locator("#messages .text")).to_have_text(
+        ["First", "Echo of First", "Third", "Echo of Third"]
+    )
+    await page.go_back()
+    await expect(page.locator("#messages .text")).to_have_text(["Second", "Echo of Second"])
+    await page.reload()
+    await expect(chats.get_by_role("link")).to_contain_text(["Second", "First"])
+
+
+async def test_other_chat_opened_in_the_middle_of_a_reply_stops_it(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    model = Gated()
+    page = await open_page(await start_server(model=model))
+    await say(page, "Hi")
+    model.go(2)
+    await expect(replies(page).locator(".text")).to_have_text("word word ")
+    await page.get_by_role("button", name="New chat").click()
+    await expect(page.get_by_role("heading", name="Say something")).to_be_visible()
+    await expect(page.locator("#messages > li")).to_have_count(0)
+    await eventually(lambda: rows.messages(tenant.org_id)[1] == ("assistant", "word word ", "disconnected"))
+
+
+async def test_long_history_and_long_list_come_a_page_at_a_time(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    long_chat = add_chat(rows, tenant, "Long", messages=120)
+    for number in range(65):
+        add_chat(rows, tenant, f"Chat {number}", messages=0)
+    server = await start_server()
+    page = await open_page(server, url=f"{base(server)}/#{long_chat}")
+    texts = page.locator("#messages .text")
+    await expect(texts).to_have_text([f"Message {number}" for number in range(71, 121)])
+
+    earlier = page.get_by_role("button", name="Show earlier messages")
+    for first in (21, 1):
+        await page.get_by_role("region", name="Messages").evaluate("(element) => element.scrollTo(0, 0)")
+        top = await texts.first.evaluate("(element) => element.getBoundingClientRect().top")
+        seen = await texts.first.element_handle()
+        await earlier.click()
+        await expect(texts).to_have_text([f"Message {number}" for number in range(first, 121)])
+        # What was read stays where it was.
+        assert seen is not None
+        now = await seen.evaluate("(element) => element.getBoundingClientRect().top")
+        assert abs(now - top) < 80
+    await expect(earlier).to_be_hidden()
+
+    links = page.get_by_role("navigation").get_by_role("link")
+    more = page.get_by_role("button", name="More")
+    await expect(links).to_have_count(30)
+    await more.click()
+    await expect(links).to_have_count(60)
+    await expect(links.nth(30)).to_be_focused()
+    await more.click()
+    await expect(links).to_have_count(66)
+    await expect(more).to_be_hidden()
+
+
+def add_chat(rows: Rows, tenant: Tenant, title: str, messages: int) -> str:
+    chat_id = str(uuid.uuid4())
+    rows(
+        "insert into chats (org_id, id, user_id, title, message_count) values (%s, %s, %s, %s, %s)",
+        tenant.org_id,
+        chat_id,
+        tenant.user_id,
+        title,
+        messages,
+    )
+    rows(
+        "insert into messages (org_id, id, chat_id, position, role, content, status, finished_at)"
+        " select %s, gen_random_uuid(), %s, n, case n %% 2 when 1 then 'user' else 'assistant' end,"
+        " 'Message ' || n, 'complete', now() from generate_series(1, %s) as n",
+        tenant.org_id,
+        chat_id,
+        messages,
+    )
+    return chat_id
+
+
+# ---- Failures
+
+
+async def test_refusal_is_shown_in_the_servers_words_and_retried_once_with_other_settings(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    server = await start_server(model=says("Hello"))
+    page = await open_page(server, settings={"user": str(uuid.uuid4())}, ignore=FAILED_REQUEST)
+    async with page.expect_response("**/chat/stream") as answered:
+        await say(page, "Let me in")
+    notice = page.locator("#notice").get_by_role("alert")
+    await expect(notice).to_contain_text("Forbidden")
+    await expect(notice).to_contain_text("The user is not in this org.")
+    await expect(notice.locator("code")).to_have_text((await (await answered.value).json())["requestId"])
+    await expect(page.locator("#messages .user .status")).to_have_text("Not sent")
+    await expect(page.locator("#chats-notice")).to_contain_text("The user is not in this org.")
+
+    await save_settings(page, user=tenant.user_id)
+    await expect(page.locator("#chats-notice")).to_be_empty()
+    await notice.get_by_role("button", name="Retry").dblclick()
+    await is_complete(replies(page))
+    await expect(notice).to_have_count(0)
+    await expect(page.locator("#messages .text")).to_have_text(["Let me in", "Hello"])
+    assert rows.messages(tenant.org_id) == [("user", "Let me in", "complete"), ("assistant", "Hello", "complete")]
+
+
+async def test_message_that_is_too_long_can_be_edited(start_server: StartServer, open_page: OpenPage) -> None:
+    page = await open_page(await start_server(message_limit_chars=5), ignore=FAILED_REQUEST)
+    await say(page, "Too long")
+    notice = page.locator("#notice").get_by_role("alert")
+    await expect(notice).to_contain_text("message has 8 characters, expected at most 5.")
+    await notice.get_by_role("button", name="Edit").click()
+    await expect(page.get_by_role("textbox", name="Message")).to_have_value("Too long")
+    await expect(page.locator("#messages > li")).to_have_count(0)
+
+
+async def test_model_that_fails_after_the_tenth_token_shows_the_error_event_and_is_retried_in_the_chat(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    page = await open_page(await start_server(model=says(*["word "] * 10, RuntimeError("upstream"))))
+    await say(page, "Hi")
+    notice = page.locator("#notice").get_by_role("alert")
+    await expect(notice).to_contain_text("Stream failed")
+    await expect(notice).to_contain_text("The model failed; what it said so far is saved.")
+    await expect(notice.locator("code")).not_to_be_empty()
+    await expect(replies(page).locator(".status")).to_have_text("Failed before the end")
+    assert await shown(replies(page)) == "word " * 10
+
+    await notice.get_by_role("button", name="Retry").dblclick()
+    await expect(replies(page)).to_have_count(2)
+    await expect(replies(page).last.locator(".status")).to_have_text("Failed before the end")
+    turn = [("user", "Hi", "complete"), ("assistant", "word " * 10, "failed")]
+    assert rows.messages(tenant.org_id) == turn * 2
+    assert rows("select count(*) from chats where org_id = %s", tenant.org_id) == [(1,)]
+
+
+TOKEN = 'data: {"token":"Hello","done":false}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "expected"),
+    [
+        ("text/event-stream", TOKEN, "The stream ended before the reply was complete."),
+        ("text/event-stream", TOKEN + "data: {\n\n", "The stream holds an event that is not JSON."),
+        ("text/html", "<p>Hello", "The server sent text/html, expected text/event-stream."),
+    ],
+)
+async def test_stream_that_is_not_what_it_should_be_is_a_failure(
+    start_server: StartServer, open_page: OpenPage, content_type: str, body: str, expected: str
+) -> None:
+    page = await open_page(await start_server())
+    await page.route("**/chat/stream", lambda route: route.fulfill(content_type=content_type, body=body))
+    await say(page, "Hi")
+    await expect(page.locator("#notice").get_by_role("alert")).to_contain_text(expected)
+    assert await shown(replies(page)) == ("Hello" if TOKEN in body else "")
+
+
+async def test_tokens_that_are_not_the_full_text_are_told(start_server: StartServer, open_page: OpenPage) -> None:
+    page = await open_page(await start_server())
+    body = TOKEN + 'data: {"token":"","done":true,"fullText":"Help"}\n\n'
+    await page.route("**/chat/stream", lambda route: route.fulfill(content_type="text/event-stream", body=body))
+    await say(page, "Hi")
+    await expect(replies(page).locator(".status")).to_contain_text("differ from fullText from character 4 on")
+    assert await shown(replies(page)) == "Help"
+
+
+async def test_error_that_is_not_from_the_chat_server_is_told_by_its_status(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    page = await open_page(await start_server(), ignore=FAILED_REQUEST)
+    await page.route("**/chat/stream", lambda route: route.fulfill(status=502, body="<h1>nginx</h1>"))
+    await say(page, "Hi")
+    await expect(page.locator("#notice").get_by_role("alert")).to_contain_text("status 502 Bad Gateway")
+
+
+async def test_server_that_does_not_answer_is_named(start_server: StartServer, open_page: OpenPage) -> None:
+    page = await open_page(await start_server(), settings={"server": NOWHERE}, ignore=FAILED_REQUEST)
+    await say(page, "Hi")
+    notice = page.locator("#notice").get_by_role("alert")
+    await expect(notice).to_contain_text(f"{NOWHERE} does not answer.")
+    await expect(notice).to_contain_text("CORS_ORIGINS")
+
+
+async def test_connection_that_breaks_is_told_and_the_part_stays(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    model = Gated()
+    server = await start_server(model=model)
+    async with proxy_to(server, buffer_bytes=1) as (proxy, connections):
+        page = await open_page(server, settings={"server": proxy}, url=f"{proxy}/", ignore=FAILED_REQUEST)
+        await say(page, "Hi")
+        model.go(2)
+        await expect(replies(page).locator(".text")).to_have_text("word word ")
+        for connection in connections:
+            connection.transport.abort()
+        await expect(page.locator("#notice").get_by_role("alert")).to_contain_text("Connection lost")
+        assert await shown(replies(page)) == "word word "
+
+
+async def test_chat_that_is_not_there_is_told_and_the_next_message_starts_a_new_one(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    server = await start_server(model=says("Hello"))
+    page = await open_page(server, url=f"{base(server)}/#{uuid.uuid4()}", ignore=FAILED_REQUEST)
+    await expect(page.locator("#notice").get_by_role("alert")).to_contain_text("There is no such chat.")
+    await say(page, "Hi")
+    await is_complete(replies(page))
+    await expect(page.get_by_role("navigation").get_by_role("link", name="Hi")).to_be_visible()
+
+
+# ---- Settings
+
+
+async def test_bad_settings_are_told_at_their_fields(start_server: StartServer, open_page: OpenPage) -> None:
+    page = await open_page(await start_server())
+    await save_settings(page, server="localhost:3000", org="acme", user="")
+    await expect(page.locator("#server-error")).to_contain_text("Expected an address like http")
+    await expect(page.locator("#org-error")).to_contain_text("Expected a UUID like")
+    await expect(page.locator("#user-error")).to_contain_text("Expected a UUID like")
+    await expect(page.locator("#server")).to_be_focused()
+    await expect(page.locator("#org")).to_have_attribute("aria-invalid", "true")
+    await page.get_by_role("button", name="Defaults").click()
+    await page.get_by_role("button", name="Save").click()
+    await expect(page.get_by_role("dialog")).to_be_hidden()
+
+
+async def test_page_works_without_storage(start_server: StartServer, open_page: OpenPage) -> None:
+    server = await start_server(seed_demo=True, model=says("Hello"))
+    forbid = "Object.defineProperty(window, 'localStorage', { get() { throw new Error('forbidden'); } })"
+    page = await open_page(server, settings={}, init=forbid)
+    await save_settings(page)
+    await say(page, "Hi")
+    await is_complete(replies(page))
+
+
+# ---- Security and origins
+
+
+async def test_markup_of_user_and_model_is_text(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    attack = "<img src=x onerror=window.pwned=1><script>window.pwned=1</script><a href=javascript:pwned=1>x</a>"
+    page = await open_page(await start_server(model=says(attack)))
+    elements = "document.querySelectorAll('img, body script, [onerror], [href^=javascript]').length"
+    await say(page, attack)
+    await is_complete(replies(page))
+    for _ in range(2):
+        await expect(page.locator("#messages .text")).to_have_text([attack, attack])
+        await expect(page.get_by_role("navigation").get_by_role("link")).to_contain_text([attack[:20]])
+        assert await page.evaluate(elements) == 0
+        assert await page.evaluate("window.pwned") is None
+        await page.reload()
+
+
+async def test_policy_of_the_page_itself_stops_a_script_from_elsewhere_and_an_inline_one(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    async with file_server() as origin:
+        server = await start_server(cors_origins=frozenset({origin}))
+        page = await open_page(server, url=f"{origin}/", ignore="Content Security Policy")
+        blocked = await page.evaluate(
+            """async (url) => {
+                const blocked = [];
+                addEventListener('securitypolicyviolation', (event) => blocked.push(event.effectiveDirective));
+                for (const properties of [{ src: url }, { textContent: 'window.pwned = 1' }])
+                    document.head.append(Object.assign(document.createElement('script'), properties));
+                while (blocked.length < 2) await new Promise(requestAnimationFrame);
+                return blocked;
+            }""",
+            f"{NOWHERE}/x.js",
+        )
+        assert sorted(blocked) == ["script-src-elem", "script-src-elem"]
+        assert await page.evaluate("window.pwned") is None
+
+
+async def test_page_from_another_origin_works_where_cors_allows_it(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    async with file_server() as origin:
+        server = await start_server(cors_origins=frozenset({origin}), model=says("Hello", " world"))
+        page = await open_page(server, url=f"{origin}/")
+        await say(page, "Hi")
+        await is_complete(replies(page))
+        # The id of the chat is in a header that the server exposes.
+        await expect(page).to_have_url(re.compile("#[0-9a-f-]{36}$"))
+        await page.reload()
+        await expect(page.locator("#messages .text")).to_have_text(["Hi", "Hello world"])
+        await page.get_by_role("button", name="Settings").click()
+        await page.get_by_role("button", name="Defaults").click()
+        await expect(page.locator("#server")).to_have_value("http://localhost:3000")
+
+
+async def test_page_from_another_origin_is_told_about_cors_where_it_is_not_allowed(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    async with file_server() as origin:
+        server = await start_server(cors_origins=frozenset())
+        page = await open_page(server, url=f"{origin}/", ignore=FAILED_REQUEST)
+        await say(page, "Hi")
+        await expect(page.locator("#notice").get_by_role("alert")).to_contain_text(
+            f"is {origin} in its CORS_ORIGINS?"
+        )
+
+
+async def test_page_opened_as_a_file_works_where_cors_allows_null(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    server = await start_server(cors_origins=frozenset({"null"}), model=says("Hello", " world"))
+    page = await open_page(server, url=(WEB / "index.html").as_uri())
+    await say(page, "Hi")
+    await is_complete(replies(page))
+    await page.reload()
+    await expect(page.locator("#messages .text")).to_have_text(["Hi", "Hello world"])
+
+
+# ---- Keys and screens
+
+
+async def test_enter_sends_and_shift_enter_starts_a_line_and_composition_is_left_alone(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    page = await open_page(await start_server(model=says("Hello")))
+    field = page.get_by_role("textbox", name="Message")
+    low = await field.evaluate("(element) => element.clientHeight")
+    await field.fill("   ")
+    await page.keyboard.press("Enter")
+    await field.fill("One")
+    await page.keyboard.press("Shift+Enter")
+    await page.keyboard.type("two")
+    await expect(field).to_have_value("One\ntwo")
+    assert await field.evaluate("(element) => element.clientHeight") > low
+    await field.evaluate(
+        "(element) => element.dispatchEvent(new KeyboardEvent('keydown', "
+        "{ key: 'Enter', isComposing: true, bubbles: true, cancelable: true }))"
+    )
+    await expect(page.locator("#messages > li")).to_have_count(0)
+    await page.keyboard.press("Enter")
+    await is_complete(replies(page))
+    await expect(field).to_have_value("")
+    assert await field.evaluate("(element) => element.clientHeight") == low
+    assert [content for _, content, _ in rows.messages(tenant.org_id)] == ["One\ntwo", "Hello"]
+
+
+async def test_enter_while_a_reply_runs_keeps_the_next_message(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    model = Gated()
+    page = await open_page(await start_server(model=model))
+    await say(page, "First")
+    model.go()
+    await expect(replies(page).locator(".text")).to_have_text("word ")
+    await say(page, "Second")
+    await expect(page.get_by_role("textbox", name="Message")).to_have_value("Second")
+    assert len(rows.messages(tenant.org_id)) == 2
+
+
+async def test_all_is_reached_and_left_by_keyboard_alone(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    add_chat(rows, tenant, "Old", messages=2)
+    model = Gated()
+    page = await open_page(await start_server(model=model))
+    await expect(page.get_by_role("link", name="Old")).to_be_visible()
+    await page.evaluate("document.activeElement.blur()")
+    reached = []
+    for _ in range(7):
+        await page.keyboard.press("Tab")
+        reached.append(await page.evaluate("document.activeElement.innerText.split('\\n')[0]"))
+        outline = "getComputedStyle(document.activeElement).outlineStyle"
+        assert await page.evaluate(outline) == "solid"
+    assert reached[:4] == ["Skip to the message field", "New chat", "Old", "Settings"]
+    assert reached[5:] == ["Hello there", "Tell a story"]
+
+    for _ in range(3):
+        await page.keyboard.press("Shift+Tab")
+    await expect(page.get_by_role("button", name="Settings")).to_be_focused()
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#server")).to_be_focused()
+    await page.keyboard.press("Escape")
+    await expect(page.get_by_role("dialog")).to_be_hidden()
+    await expect(page.get_by_role("button", name="Settings")).to_be_focused()
+
+    await page.keyboard.press("Shift+Tab")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#messages .text")).to_have_text(["Message 1", "Message 2"])
+    await page.get_by_role("button", name="Skip").focus()
+    await page.keyboard.press("Enter")
+    await page.keyboard.type("Hi")
+    await page.keyboard.press("Enter")
+    model.go()
+    await expect(replies(page).last.locator(".text")).to_have_text("word ")
+    await page.keyboard.press("Tab")
+    await expect(page.get_by_role("button", name="Stop")).to_be_focused()
+    await page.keyboard.press("Enter")
+    await expect(replies(page).last.locator(".status")).to_have_text("Stopped before the end")
+    await expect(page.get_by_role("textbox", name="Message")).to_be_focused()
+
+
+async def test_reader_who_scrolls_up_is_left_there_until_they_jump_to_the_latest(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    model = Gated("line\n" * 20)
+    page = await open_page(await start_server(model=model), viewport={"width": 800, "height": 500})
+    region = page.get_by_role("region", name="Messages")
+    jump = page.get_by_role("button", name="Jump to latest")
+    to_end = "(element) => element.scrollHeight - element.scrollTop - element.clientHeight"
+
+    async def at_end() -> bool:
+        return bool(await region.evaluate(to_end) < 2)
+
+    async def grown(lines: int) -> None:
+        model.go()
+        await expect(replies(page).locator(".text")).to_have_text(re.compile(rf"^(line\s*){{{lines}}}$"))
+        await page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+    await say(page, "Hi")
+    await grown(20)
+    await grown(40)
+    assert await at_end()
+    await expect(jump).to_be_hidden()
+
+    await region.hover()
+    await page.mouse.wheel(0, -200)
+    await expect(jump).to_be_visible()
+    await page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    top = await region.evaluate("(element) => element.scrollTop")
+    await grown(60)
+    assert await region.evaluate("(element) => element.scrollTop") == top
+
+    await jump.click()
+    await expect(jump).to_be_hidden()
+    await expect(page.get_by_role("textbox", name="Message")).to_be_focused()
+    await grown(80)
+    assert await at_end()
+
+
+@pytest.mark.parametrize("width", [360, 390])
+async def test_phone_has_no_horizontal_scroll_and_a_drawer(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant, width: int
+) -> None:
+    add_chat(rows, tenant, "Old " + "x" * 50, messages=2)
+    page = await open_page(
+        await start_server(model=says("x" * 400, " ", "word " * 200)),
+        viewport={"width": width, "height": 740},
+        has_touch=True,
+        is_mobile=True,
+    )
+    # What sticks out of the window, but for what is out of sight on purpose.
+    wide = """() => [...document.querySelectorAll('main *')].filter((element) =>
+        element.getBoundingClientRect().right > innerWidth + 1).map((element) => element.outerHTML.slice(0, 80))"""
+    assert await page.evaluate(wide) == []
+    await say(page, "y" * 300)
+    await is_complete(replies(page))
+    assert await page.evaluate(wide) == []
+    assert await page.evaluate("document.documentElement.scrollWidth") == width
+    await expect(page.get_by_role("textbox", name="Message")).to_be_in_viewport(ratio=1)
+
+    drawer = page.get_by_role("navigation", name="Chats")
+    await expect(drawer).to_be_hidden()
+    await page.get_by_role("button", name="Chats and settings").click()
+    await expect(drawer).to_be_visible()
+    await page.keyboard.press("Escape")
+    await expect(drawer).to_be_hidden()
+    await expect(page.get_by_role("button", name="Chats and settings")).to_be_focused()
+    await page.keyboard.press("Enter")
+    await drawer.get_by_role("link", name="Old").click()
+    await expect(drawer).to_be_hidden()
+    await expect(page.locator("#messages .text")).to_have_text(["Message 1", "Message 2"])
+    await page.get_by_role("button", name="Chats and settings").click()
+    await drawer.get_by_role("button", name="Settings").click()
+    await expect(page.get_by_role("dialog", name="Settings")).to_be_in_viewport(ratio=1)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_scheme_is_followed_and_text_has_contrast(
+    start_server: StartServer, open_page: OpenPage, scheme: Any
+) -> None:
+    model = says("word ", RuntimeError())
+    page = await open_page(await start_server(model=model), color_scheme=scheme)
+    await say(page, "Hi")
+    await expect(page.locator("#notice").get_by_role("alert")).to_be_visible()
+    await page.locator("#burst").evaluate("(element) => { element.textContent = 'Buffering'; }")
+    await page.locator("#message").fill("Next")
+    contrasts = await page.evaluate(
+        """() => {
+            const rgb = (color) => color.match(/[\\d.]+/g).map(Number);
+            const luminance = (color) => rgb(color).slice(0, 3).map((c) => c / 255)
+                .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+                .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+            const behind = (element) => {
+                const color = getComputedStyle(element).backgroundColor;
+                return (rgb(color)[3] ?? 1) > 0.5 ? color : behind(element.parentElement);
+            };
+            const contrast = (element) => {
+                const [dark, light] = [getComputedStyle(element).color, behind(element)].map(luminance).sort((a, b) => a - b);
+                return (light + 0.05) / (dark + 0.05);
+            };
+            const selectors = ['h1', '.user .text', '.assistant .text', '.status', '.notice strong', '.notice p',
+                '.notice .request', '.notice .button', 'dt', 'dd', 'figcaption', '#burst', '#message', '#send',
+                '#keys', '.brand', '#new-chat', '#chats a', '#chats time', '#account'];
+            return {
+                page: luminance(getComputedStyle(document.body).backgroundColor),
+                low: selectors.filter((selector) => contrast(document.querySelector(selector)) < 4.5),
+            };
+        }"""
+    )
+    assert contrasts["low"] == []
+    assert contrasts["page"] > 0.8 if scheme == "light" else contrasts["page"] < 0.05
+
+
+# ---- The meter
+
+
+async def test_direct_stream_is_measured_and_not_called_buffered(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    page = await open_page(await start_server(sim_delay_ms=(4.0, 8.0)))
+    await say(page, "Tell a story")
+    await is_complete(replies(page))
+    words = len((await shown(replies(page))).split())
+    await expect(page.locator("#count")).to_have_text(str(words))
+    await expect(page.locator("#first")).to_have_text(re.compile(r"^\d+ ms$"))
+    await expect(page.locator("#longest")).to_have_text(re.compile(r"^\d+ ms$"))
+    # 6 ms on average, and timers are late at most.
+    assert 20 < float(await page.locator("#rate").inner_text()) < 200
+    await expect(page.get_by_role("img", name=re.compile(r"^\d+ gaps, the longest \d+ ms$"))).to_be_visible()
+    assert (await page.locator("#plot .gaps").get_attribute("d") or "").count("M") > 50
+    await expect(page.locator("#burst")).to_be_empty()
+
+
+@pytest.mark.parametrize("buffer_bytes", [4096, 1_000_000])
+async def test_proxy_that_buffers_is_called_so(
+    start_server: StartServer, open_page: OpenPage, buffer_bytes: int
+) -> None:
+    server = await start_server(sim_delay_ms=(6.0, 10.0))
+    async with proxy_to(server, buffer_bytes) as (proxy, _):
+        page = await open_page(server, settings={"server": proxy}, url=f"{proxy}/")
+        await say(page, "Tell a story")
+        await is_complete(replies(page))
+        warning = page.locator("#burst")
+        await expect(warning).to_have_text(
+            re.compile(
+                r"^\d+ tokens arrived at once after \d+ ms of silence: something between you and the server, "
+                r"likely a proxy, is buffering\.$"
+            )
+        )
+        assert (await page.locator("#plot .bursts").get_attribute("d") or "").count("M") >= 1
+
+        # It is about the current reply only.
+        await page.get_by_role("button", name="New chat").click()
+        await expect(warning).to_be_hidden()
+
+
+@pytest.mark.parametrize(
+    ("reads", "expected"),
+    [
+        ([(20, 1), (40, 1), (60, 1)], ""),
+        ([(400, 4), (800, 4), (1200, 4)], ""),
+        ([(10, 300), (20, 300)], ""),
+        ([(300, 5)], "5 tokens arrived at once after 300 ms"),
+        ([(300, 9), (600, 12), (900, 7)], "12 tokens arrived at once after 300 ms"),
+        # One hiccup of the network, in an otherwise steady stream.
+        ([*((20 * n, 1) for n in range(1, 40)), (1800, 30)], ""),
+        # A heartbeat is a sign of life.
+        ([(200, 0), (400, 0), (600, 9)], ""),
+    ],
+)
+async def test_burst_is_many_tokens_at_once_after_a_silence_and_most_of_the_reply(
+    start_server: StartServer, open_page: OpenPage, reads: list[tuple[int, int]], expected: str
+) -> None:
+    page = await open_page(await start_server())
+    await page.evaluate(
+        """(reads) => {
+            meter.begin();
+            for (const [at, tokens] of reads) meter.read(meter.sentAt + at, tokens);
+            meter.draw();
+        }""",
+        reads,
+    )
+    said = await page.locator("#burst").inner_text()
+    assert said.startswith(expected) if expected else said == ""
+
+
+# ---- What the tests need besides
+
+
+@asynccontextmanager
+async def file_server() -> AsyncIterator[str]:
+    """Serve web/ as `python -m http.server` does; give its origin."""
+
+    async def index(request: web.Request) -> web.FileResponse:
+        return web.FileResponse(WEB / "index.html")
+
+    app = web.Application()
+    app.add_routes([web.get("/", index), web.static("/", WEB)])
+    async with TestServer(app) as server:
+        yield base(server)
+
+
+@asynccontextmanager
+async def proxy_to(server: TestServer, buffer_bytes: int) -> AsyncIterator[tuple[str, list[asyncio.StreamWriter]]]:
+    """Relay to `server`, its answers only once so many bytes are there or it is silent.
+
+    Gives the proxy's origin, and its connections to the browser.
+    """
+    connections: list[asyncio.StreamWriter] = []
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, buffer_bytes: int) -> None:
+        held = b""
+        with suppress(ConnectionError), closing(writer):
+            while True:
+                try:
+                    data = await asyncio.wait_for(reader.read(65536), 0.2 if held else None)
+                except TimeoutError:
+                    writer.write(held)
+                    held = b""
+                    continue
+                held += data
+                if len(held) >= buffer_bytes or not data:
+                    writer.write(held)
+                    held = b""
+                if not data:
+                    return
+
+    async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+        to_server = await asyncio.open_connection(server.host, server.port)
+        await asyncio.gather(relay(reader, to_server[1], 1), relay(to_server[0], writer, buffer_bytes))
+
+    listener = await asyncio.start_server(connect, "127.0.0.1")
+    try:
+        yield "http://{}:{}".format(*listener.sockets[0].getsockname()), connections
+    finally:
+        listener.close()
+        for connection in connections:
+            connection.close()
