@@ -86,8 +86,7 @@ class Database:
     ) -> Sequence[Any]:
         """Run `sql/<name>.sql` and return its rows as named tuples.
 
-        A `repeatable` statement is tried again once where its connection turned out to be dead, as the
-        pool's idle ones are after a restart of PostgreSQL.
+        A `repeatable` statement is tried again once where its connection turned out to be dead.
 
         Raises:
             DatabaseAway: the database cannot be reached, or took longer than `timeout_s`.
@@ -124,6 +123,8 @@ class Database:
             cause = f"{type(exc).__name__} {exc.pgcode or ''}".rstrip()
             if _is_outage(exc):
                 _log_outage(name, cause)
+                # After a restart of PostgreSQL the other idle connections are as dead.
+                await self._pool.clear()
                 raise ConnectionLost(sent) from None
             # Its detail quotes rows, and so message text: only the first line goes on, to the log.
             raise RuntimeError(f"{name}: {cause}: {exc.diag.message_primary}") from None

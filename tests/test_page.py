@@ -135,7 +135,9 @@ async def shown(locator: Locator) -> str:
 
 
 async def is_complete(reply: Locator) -> None:
-    await expect(reply.locator(".status")).to_have_text(re.compile(r"Complete: \d+ characters, equal to fullText"))
+    # Looks at every frame, where expect() looks ever more seldom.
+    done = "(status) => /^Complete: \\d+ characters, equal to fullText$/.test(status.textContent)"
+    await reply.page.wait_for_function(done, arg=await reply.locator(".status").element_handle())
 
 
 async def save_settings(page: Page, **values: str) -> None:
@@ -151,7 +153,7 @@ async def save_settings(page: Page, **values: str) -> None:
 async def test_reply_is_shown_to_the_character_as_it_is_stored(
     start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
 ) -> None:
-    text = "  Two  blanks,\n\n\ttab, e\u0301, \u05e9\u05dc\u05d5\u05dd, \U0001f469\u200d\U0001f680, \u2028 and \\u0041 \n"
+    text = "  Two  blanks,\n\n\ttab, e\u0301, שלום, \U0001f469\u200d\U0001f680, \u2028 and \\u0041 \n"
     page = await open_page(await start_server(model=says(*re.findall(r"\s*\S+|\s+", text))))
     await say(page, "Grüße\n  דוד")
     await is_complete(replies(page).last)
@@ -286,22 +288,22 @@ async def test_reload_in_the_middle_of_a_reply_shows_how_it_ended(
     await expect(replies(page).locator(".text")).to_have_text("word word ")
 
 
-@pytest.mark.parametrize(
-    ("status", "text"),
-    [
-        ("disconnected", "Stopped before the end"),
-        ("failed", "Failed before the end"),
-        ("interrupted", "Interrupted: the server stopped before the end"),
-    ],
-)
 async def test_history_tells_which_replies_are_not_whole(
-    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant, status: str, text: str
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
 ) -> None:
-    chat_id = add_chat(rows, tenant, "Old", messages=2)
-    rows("update messages set status = %s where chat_id = %s and role = 'assistant'", status, chat_id)
+    chat_id = add_chat(rows, tenant, "Old", messages=8)
+    for position, status in ((2, "disconnected"), (4, "failed"), (6, "interrupted")):
+        rows("update messages set status = %s where chat_id = %s and position = %s", status, chat_id, position)
     server = await start_server()
     page = await open_page(server, url=f"{base(server)}/#{chat_id}")
-    await expect(replies(page).locator(".status")).to_have_text(text)
+    await expect(replies(page).locator(".status")).to_have_text(
+        [
+            "Stopped before the end",
+            "Failed before the end",
+            "Interrupted: the server stopped before the end",
+            "",
+        ]
+    )
 
 
 async def test_chats_are_listed_and_opened_and_back_goes_back(
@@ -325,7 +327,7 @@ async def test_chats_are_listed_and_opened_and_back_goes_back(
     await chats.get_by_role("link", name="First").click()
     await expect(page.locator("#messages .text")).to_have_text(["First", "Echo of First"])
     await expect(chats.get_by_role("link", name="First")).to_have_attribute("aria-current", "page")
-    await expect(page).to_have_title("First – Streaming chat")
+    await expect(page).to_have_title(re.compile("^First"))
 
     await say(page, "Third")
     await expect(page.locator("#messages .text")).to_have_text(
@@ -466,22 +468,21 @@ async def test_model_that_fails_after_the_tenth_token_shows_the_error_event_and_
 TOKEN = 'data: {"token":"Hello","done":false}\n\n'
 
 
-@pytest.mark.parametrize(
-    ("content_type", "body", "expected"),
-    [
+async def test_stream_that_is_not_what_it_should_be_is_a_failure(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    page = await open_page(await start_server())
+    answers: list[dict[str, str]] = []
+    await page.route("**/chat/stream", lambda route: route.fulfill(**answers[-1]))
+    for content_type, body, expected in (
         ("text/event-stream", TOKEN, "The stream ended before the reply was complete."),
         ("text/event-stream", TOKEN + "data: {\n\n", "The stream holds an event that is not JSON."),
         ("text/html", "<p>Hello", "The server sent text/html, expected text/event-stream."),
-    ],
-)
-async def test_stream_that_is_not_what_it_should_be_is_a_failure(
-    start_server: StartServer, open_page: OpenPage, content_type: str, body: str, expected: str
-) -> None:
-    page = await open_page(await start_server())
-    await page.route("**/chat/stream", lambda route: route.fulfill(content_type=content_type, body=body))
-    await say(page, "Hi")
-    await expect(page.locator("#notice").get_by_role("alert")).to_contain_text(expected)
-    assert await shown(replies(page)) == ("Hello" if TOKEN in body else "")
+    ):
+        answers.append({"content_type": content_type, "body": body})
+        await say(page, "Hi")
+        await expect(page.locator("#notice").get_by_role("alert")).to_contain_text(expected)
+        assert await shown(replies(page).last) == ("Hello" if TOKEN in body else "")
 
 
 async def test_tokens_that_are_not_the_full_text_are_told(start_server: StartServer, open_page: OpenPage) -> None:
@@ -690,17 +691,17 @@ async def test_all_is_reached_and_left_by_keyboard_alone(
     model = Gated()
     page = await open_page(await start_server(model=model))
     await expect(page.get_by_role("link", name="Old")).to_be_visible()
-    await page.evaluate("document.activeElement.blur()")
+    await page.get_by_role("button", name="Skip").focus()
     reached = []
     for _ in range(7):
-        await page.keyboard.press("Tab")
         reached.append(await page.evaluate("document.activeElement.innerText.split('\\n')[0]"))
         outline = "getComputedStyle(document.activeElement).outlineStyle"
         assert await page.evaluate(outline) == "solid"
+        await page.keyboard.press("Tab")
     assert reached[:4] == ["Skip to the message field", "New chat", "Old", "Settings"]
     assert reached[5:] == ["Hello there", "Tell a story"]
 
-    for _ in range(3):
+    for _ in range(4):
         await page.keyboard.press("Shift+Tab")
     await expect(page.get_by_role("button", name="Settings")).to_be_focused()
     await page.keyboard.press("Enter")
@@ -763,14 +764,13 @@ async def test_reader_who_scrolls_up_is_left_there_until_they_jump_to_the_latest
     assert await at_end()
 
 
-@pytest.mark.parametrize("width", [360, 390])
 async def test_phone_has_no_horizontal_scroll_and_a_drawer(
-    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant, width: int
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
 ) -> None:
     add_chat(rows, tenant, "Old " + "x" * 50, messages=2)
     page = await open_page(
         await start_server(model=says("x" * 400, " ", "word " * 200)),
-        viewport={"width": width, "height": 740},
+        viewport={"width": 390, "height": 740},
         has_touch=True,
         is_mobile=True,
     )
@@ -780,8 +780,10 @@ async def test_phone_has_no_horizontal_scroll_and_a_drawer(
     assert await page.evaluate(wide) == []
     await say(page, "y" * 300)
     await is_complete(replies(page))
-    assert await page.evaluate(wide) == []
-    assert await page.evaluate("document.documentElement.scrollWidth") == width
+    for width in (390, 360):
+        await page.set_viewport_size({"width": width, "height": 740})
+        assert await page.evaluate(wide) == []
+        assert await page.evaluate("document.documentElement.scrollWidth") == width
     await expect(page.get_by_role("textbox", name="Message")).to_be_in_viewport(ratio=1)
 
     drawer = page.get_by_role("navigation", name="Chats")
@@ -800,18 +802,14 @@ async def test_phone_has_no_horizontal_scroll_and_a_drawer(
     await expect(page.get_by_role("dialog", name="Settings")).to_be_in_viewport(ratio=1)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_scheme_is_followed_and_text_has_contrast(
-    start_server: StartServer, open_page: OpenPage, scheme: Any
-) -> None:
+async def test_scheme_is_followed_and_text_has_contrast(start_server: StartServer, open_page: OpenPage) -> None:
     model = says("word ", RuntimeError())
-    page = await open_page(await start_server(model=model), color_scheme=scheme)
+    page = await open_page(await start_server(model=model))
     await say(page, "Hi")
     await expect(page.locator("#notice").get_by_role("alert")).to_be_visible()
     await page.locator("#burst").evaluate("(element) => { element.textContent = 'Buffering'; }")
     await page.locator("#message").fill("Next")
-    contrasts = await page.evaluate(
-        """() => {
+    measure = """() => {
             const rgb = (color) => color.match(/[\\d.]+/g).map(Number);
             const luminance = (color) => rgb(color).slice(0, 3).map((c) => c / 255)
                 .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
@@ -821,8 +819,8 @@ async def test_scheme_is_followed_and_text_has_contrast(
                 return (rgb(color)[3] ?? 1) > 0.5 ? color : behind(element.parentElement);
             };
             const contrast = (element) => {
-                const [dark, light] = [getComputedStyle(element).color, behind(element)].map(luminance).sort((a, b) => a - b);
-                return (light + 0.05) / (dark + 0.05);
+                const [one, other] = [getComputedStyle(element).color, behind(element)].map(luminance);
+                return (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
             };
             const selectors = ['h1', '.user .text', '.assistant .text', '.status', '.notice strong', '.notice p',
                 '.notice .request', '.notice .button', 'dt', 'dd', 'figcaption', '#burst', '#message', '#send',
@@ -832,9 +830,13 @@ async def test_scheme_is_followed_and_text_has_contrast(
                 low: selectors.filter((selector) => contrast(document.querySelector(selector)) < 4.5),
             };
         }"""
-    )
-    assert contrasts["low"] == []
-    assert contrasts["page"] > 0.8 if scheme == "light" else contrasts["page"] < 0.05
+    await page.emulate_media(color_scheme="light")
+    light = await page.evaluate(measure)
+    await page.emulate_media(color_scheme="dark")
+    dark = await page.evaluate(measure)
+    assert light["low"] == dark["low"] == []
+    assert light["page"] > 0.8
+    assert dark["page"] < 0.05
 
 
 # ---- The meter
@@ -843,25 +845,25 @@ async def test_scheme_is_followed_and_text_has_contrast(
 async def test_direct_stream_is_measured_and_not_called_buffered(
     start_server: StartServer, open_page: OpenPage
 ) -> None:
-    page = await open_page(await start_server(sim_delay_ms=(4.0, 8.0)))
+    page = await open_page(await start_server(sim_delay_ms=(4.0, 6.0)))
     await say(page, "Tell a story")
     await is_complete(replies(page))
     words = len((await shown(replies(page))).split())
     await expect(page.locator("#count")).to_have_text(str(words))
     await expect(page.locator("#first")).to_have_text(re.compile(r"^\d+ ms$"))
     await expect(page.locator("#longest")).to_have_text(re.compile(r"^\d+ ms$"))
-    # 6 ms on average, and timers are late at most.
-    assert 20 < float(await page.locator("#rate").inner_text()) < 200
+    # A token each 5 ms, and timers that may be late.
+    assert 20 < float(await page.locator("#rate").inner_text()) < 250
     await expect(page.get_by_role("img", name=re.compile(r"^\d+ gaps, the longest \d+ ms$"))).to_be_visible()
     assert (await page.locator("#plot .gaps").get_attribute("d") or "").count("M") > 50
     await expect(page.locator("#burst")).to_be_empty()
 
 
-@pytest.mark.parametrize("buffer_bytes", [4096, 1_000_000])
+@pytest.mark.parametrize("buffer_bytes", [8192, 1_000_000])
 async def test_proxy_that_buffers_is_called_so(
     start_server: StartServer, open_page: OpenPage, buffer_bytes: int
 ) -> None:
-    server = await start_server(sim_delay_ms=(6.0, 10.0))
+    server = await start_server(sim_delay_ms=(4.0, 6.0))
     async with proxy_to(server, buffer_bytes) as (proxy, _):
         page = await open_page(server, settings={"server": proxy}, url=f"{proxy}/")
         await say(page, "Tell a story")
@@ -880,9 +882,11 @@ async def test_proxy_that_buffers_is_called_so(
         await expect(warning).to_be_hidden()
 
 
-@pytest.mark.parametrize(
-    ("reads", "expected"),
-    [
+async def test_burst_is_many_tokens_at_once_after_a_silence_and_most_of_the_reply(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    page = await open_page(await start_server())
+    for reads, expected in (
         ([(20, 1), (40, 1), (60, 1)], ""),
         ([(400, 4), (800, 4), (1200, 4)], ""),
         ([(10, 300), (20, 300)], ""),
@@ -892,22 +896,18 @@ async def test_proxy_that_buffers_is_called_so(
         ([*((20 * n, 1) for n in range(1, 40)), (1800, 30)], ""),
         # A heartbeat is a sign of life.
         ([(200, 0), (400, 0), (600, 9)], ""),
-    ],
-)
-async def test_burst_is_many_tokens_at_once_after_a_silence_and_most_of_the_reply(
-    start_server: StartServer, open_page: OpenPage, reads: list[tuple[int, int]], expected: str
-) -> None:
-    page = await open_page(await start_server())
-    await page.evaluate(
-        """(reads) => {
-            meter.begin();
-            for (const [at, tokens] of reads) meter.read(meter.sentAt + at, tokens);
-            meter.draw();
-        }""",
-        reads,
-    )
-    said = await page.locator("#burst").inner_text()
-    assert said.startswith(expected) if expected else said == ""
+    ):
+        said = await page.evaluate(
+            """(reads) => {
+                meter.begin();
+                for (const [at, tokens] of reads) meter.read(meter.sentAt + at, tokens);
+                meter.draw();
+                return document.getElementById('burst').textContent;
+            }""",
+            reads,
+        )
+        assert said.startswith(expected), reads
+        assert bool(said) == bool(expected), reads
 
 
 # ---- What the tests need besides

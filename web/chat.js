@@ -10,6 +10,11 @@ function el(tag, props, ...children) {
     return element;
 }
 
+/** Set a text; not again where it is there already, which a screen reader may read again. */
+function write(element, text) {
+    if (element.textContent !== text) element.textContent = text;
+}
+
 const scroller = $('scroller');
 const messages = $('messages');
 const input = $('message');
@@ -25,69 +30,61 @@ const defaults = {
     org: '00000000-0000-0000-0000-000000000001',
     user: '00000000-0000-0000-0000-000000000002',
 };
-let config = defaults;
+let config = { ...defaults };
 
 /** Tell the chat server itself from another one that only serves these files: it names its requests. */
 async function servedByChatServer() {
     if (!location.protocol.startsWith('http')) return false;
-    try {
-        const response = await fetch(location.pathname, { method: 'HEAD', cache: 'no-store' });
-        return response.headers.has('x-request-id');
-    } catch {
-        return false;
-    }
+    const response = await fetch(location.pathname, { method: 'HEAD', cache: 'no-store' }).catch(() => null);
+    return response?.headers.has('x-request-id') ?? false;
 }
 
-function storedSettings() {
-    try {
-        const { server, org, user } = JSON.parse(localStorage.getItem(STORAGE_KEY)) ?? {};
-        const stored = { server, org, user };
-        return Object.keys(mistakes(stored)).length === 0 ? stored : null;
-    } catch {
-        return null; // No storage, or not ours.
-    }
-}
-
-function storeSettings() {
-    try {
-        localStorage.setItem(STORAGE_KEY, JSON.stringify(config));
-    } catch {
-        // Without storage they last as long as the page.
-    }
-}
-
-/** Return what is wrong with each field, {} if nothing. */
+/** Return what is wrong with each setting, {} if nothing. */
 function mistakes({ server, org, user }) {
     const found = {};
     const url = URL.parse(server);
-    if (!url || !/^https?:$/.test(url.protocol) || url.search || url.hash)
+    if (!/^https?:$/.test(url?.protocol) || url.search || url.hash)
         found.server = `Expected an address like ${defaults.server}.`;
     if (!UUID.test(org)) found.org = `Expected a UUID like ${defaults.org}.`;
     if (!UUID.test(user)) found.user = `Expected a UUID like ${defaults.user}.`;
     return found;
 }
 
+function storedSettings() {
+    try {
+        const stored = JSON.parse(localStorage.getItem(STORAGE_KEY));
+        return Object.keys(mistakes(stored)).length === 0 ? stored : null;
+    } catch {
+        return null; // No storage, or nothing of ours in it.
+    }
+}
+
+function useSettings(values) {
+    config = values;
+    $('account').textContent = new URL(values.server).host;
+}
+
+const configured = servedByChatServer().then((served) => {
+    if (served) defaults.server = location.origin;
+    useSettings(storedSettings() ?? { ...defaults });
+});
+
 function fillSettings(values) {
-    for (const name of Object.keys(defaults)) $(name).value = values[name];
+    for (const name in defaults) $(name).value = values[name];
     showMistakes({});
 }
 
 function showMistakes(found) {
-    for (const name of Object.keys(defaults)) {
+    for (const name in defaults) {
         $(name).ariaInvalid = String(name in found);
         $(`${name}-error`).textContent = found[name] ?? '';
     }
-    const first = Object.keys(found)[0];
-    if (first) $(first).focus();
-}
-
-function showAccount() {
-    $('account').textContent = config.server.replace(/^https?:\/\//, '');
+    $(Object.keys(found)[0])?.focus();
 }
 
 $('open-settings').addEventListener('click', () => {
-    fillSettings(config);
     side.hidePopover();
+    fillSettings(config);
     $('settings').showModal();
 });
 $('cancel').addEventListener('click', () => $('settings').close());
@@ -95,14 +92,18 @@ $('defaults').addEventListener('click', () => fillSettings(defaults));
 $('settings-form').addEventListener('submit', (event) => {
     event.preventDefault();
     const values = {};
-    for (const name of Object.keys(defaults)) values[name] = $(name).value.trim().replace(/\/+$/, '');
+    for (const name in defaults) values[name] = $(name).value.trim().replace(/\/+$/, '');
     const found = mistakes(values);
     showMistakes(found);
     if (Object.keys(found).length > 0) return;
-    config = values;
-    storeSettings();
-    showAccount();
+    useSettings(values);
+    try {
+        localStorage.setItem(STORAGE_KEY, JSON.stringify(values));
+    } catch {
+        // Without storage they last as long as the page.
+    }
     $('settings').close();
+    $('chats').replaceChildren();
     loadChats();
     // A message that is not sent yet stays, to be tried again with the new settings.
     if (chat && !messages.querySelector('[data-status=unsent]')) openChat(chat);
@@ -119,6 +120,7 @@ class Failure extends Error {
 }
 
 async function request(path, options = {}) {
+    await configured;
     const headers = { 'x-org-id': config.org, 'x-user-id': config.user, ...options.headers };
     let response;
     try {
@@ -152,7 +154,7 @@ async function requestJson(path, options) {
 /** Show a failure in `place`, with a button for each of `actions`; each makes the notice go away first. */
 function showNotice(place, failure, actions = {}) {
     const notice = el('div', { className: 'notice', role: 'alert' });
-    notice.append(el('strong', {}, failure.title), el('p', {}, failure.message));
+    notice.append(el('strong', {}, failure.title ?? 'Error'), el('p', {}, failure.message));
     if (failure.requestId) notice.append(el('p', { className: 'request' }, 'Request id ', el('code', {}, failure.requestId)));
     for (const [name, action] of Object.entries(actions)) {
         const button = el('button', { type: 'button', className: 'button' }, name);
@@ -171,29 +173,22 @@ function showNotice(place, failure, actions = {}) {
 let following = true;
 let lastTop = 0;
 
-function toEnd() {
-    scroller.scrollTop = lastTop = scroller.scrollHeight;
-}
-
 function follow(wanted) {
     following = wanted;
     $('jump').hidden = wanted;
-    if (wanted) toEnd();
+    if (wanted) scroller.scrollTop = lastTop = scroller.scrollHeight;
 }
 
 scroller.addEventListener('scroll', () => {
     const { scrollTop, scrollHeight, clientHeight } = scroller;
     const atEnd = scrollHeight - scrollTop - clientHeight < 24;
-    // Text that grows below moves the end away, but never moves the reader up.
-    if (atEnd !== following && (atEnd || scrollTop < lastTop)) {
-        following = atEnd;
-        $('jump').hidden = atEnd;
-    }
+    // Text that grows moves the end away from the reader, but never the reader up.
+    if (atEnd !== following && (atEnd || scrollTop < lastTop)) follow(atEnd);
     lastTop = scrollTop;
 });
-const stick = new ResizeObserver(() => following && toEnd());
-stick.observe(scroller);
-stick.observe($('thread'));
+const growth = new ResizeObserver(() => following && follow(true));
+growth.observe(scroller);
+growth.observe($('thread'));
 
 $('jump').addEventListener('click', () => {
     follow(true);
@@ -261,7 +256,7 @@ class LiveReply {
         this.show();
         mark(this.item, status, note);
         this.say(this.unsaid);
-        if (this.item.isConnected) announce(this.item.querySelector('.status').textContent);
+        announce(this.item.querySelector('.status').textContent);
     }
 }
 
@@ -282,13 +277,10 @@ const meter = {
         this.firstAt = this.tokenAt = null;
         this.tokens = this.firstTokens = this.burstTokens = 0;
         this.gaps = [];
+        this.longest = 0;
         this.worst = null;
         $('meter').hidden = false;
         this.draw();
-    },
-
-    hide() {
-        $('meter').hidden = true;
     },
 
     read(at, tokens) {
@@ -301,7 +293,11 @@ const meter = {
             this.burstTokens += tokens;
             if (tokens > (this.worst?.tokens ?? 0)) this.worst = { tokens, silence };
         }
-        if (burst || this.firstAt !== null) this.gaps.push({ ms: at - (this.tokenAt ?? this.sentAt), burst });
+        if (burst || this.firstAt !== null) {
+            const ms = at - (this.tokenAt ?? this.sentAt);
+            this.gaps.push({ ms, burst });
+            this.longest = Math.max(this.longest, ms);
+        }
         if (this.firstAt === null) {
             this.firstAt = at;
             this.firstTokens = tokens;
@@ -312,25 +308,25 @@ const meter = {
 
     draw() {
         if ($('meter').hidden) return;
-        const longest = Math.max(0, ...this.gaps.map((gap) => gap.ms));
         const seconds = (this.tokenAt - this.firstAt) / 1000;
-        $('first').textContent = this.firstAt === null ? '–' : inMs(this.firstAt - this.sentAt);
-        $('count').textContent = this.tokens;
-        $('rate').textContent = seconds > 0 ? ((this.tokens - this.firstTokens) / seconds).toFixed(1) : '–';
-        $('longest').textContent = this.gaps.length > 0 ? inMs(longest) : '–';
-        this.drawGaps(longest);
+        write($('first'), this.firstAt === null ? '–' : inMs(this.firstAt - this.sentAt));
+        write($('count'), String(this.tokens));
+        write($('rate'), seconds > 0 ? ((this.tokens - this.firstTokens) / seconds).toFixed(1) : '–');
+        write($('longest'), this.gaps.length > 0 ? inMs(this.longest) : '–');
         // One hiccup of a network is no buffering; most of the reply in bursts is.
         const { worst } = this;
-        $('burst').textContent = worst && this.burstTokens * 2 >= this.tokens
+        const buffered = worst !== null && this.burstTokens * 2 >= this.tokens;
+        write($('burst'), buffered
             ? `${worst.tokens} tokens arrived at once after ${inMs(worst.silence)} of silence: ` +
               'something between you and the server, likely a proxy, is buffering.'
-            : '';
+            : '');
+        this.drawGaps();
     },
 
-    drawGaps(longest) {
+    drawGaps() {
         const plot = $('plot');
         const { clientWidth: width, clientHeight: height } = plot;
-        const top = roundUp(Math.max(longest, 40));
+        const top = roundUp(Math.max(this.longest, 40));
         const paths = { gaps: '', bursts: '' };
         this.gaps.slice(-Math.floor(width / BAR_PX)).forEach(({ ms, burst }, i) => {
             const length = Math.max(1.5, (ms / top) * (height - 1));
@@ -338,8 +334,8 @@ const meter = {
         });
         plot.querySelector('.grid').setAttribute('d', `M0 .5H${width}M0 ${height / 2}H${width}M0 ${height - 0.5}H${width}`);
         for (const [name, path] of Object.entries(paths)) plot.querySelector(`.${name}`).setAttribute('d', path);
-        plot.ariaLabel = `${this.gaps.length} gaps, the longest ${inMs(longest)}`;
-        $('scale').textContent = inMs(top);
+        plot.ariaLabel = `${this.gaps.length} gaps, the longest ${inMs(this.longest)}`;
+        write($('scale'), inMs(top));
     },
 };
 new ResizeObserver(() => meter.draw()).observe($('plot'));
@@ -364,26 +360,24 @@ function setTurn(value) {
     $('stop').hidden = !busy;
 }
 
-function stop() {
-    turn?.abort();
-}
+const stop = () => turn?.abort();
 
 async function send(message) {
     if (turn) return;
     const mine = new AbortController();
     setTurn(mine);
-    await past.loaded;
     const question = messageItem({ role: 'user', content: message });
     const reply = new LiveReply();
+    for (const place of [$('notice'), $('live')]) place.replaceChildren();
+    $('welcome').hidden = true;
+    messages.append(question, reply.item);
+    follow(true);
+    meter.begin();
     let begun = false;
     try {
+        // Or else the history that is asked for could hold this turn too.
+        await past.loaded;
         mine.signal.throwIfAborted();
-        $('welcome').hidden = true;
-        $('notice').replaceChildren();
-        $('live').replaceChildren();
-        messages.append(question, reply.item);
-        follow(true);
-        meter.begin();
         const response = await request('/chat/stream', {
             method: 'POST',
             headers: { 'content-type': 'application/json' },
@@ -394,15 +388,17 @@ async function send(message) {
         if (turn === mine) adopt(response.headers.get('x-chat-id'), message);
         await read(response, reply);
     } catch (error) {
+        // Another chat is open by now.
+        if (turn !== mine) return;
         if (error.name === 'AbortError') {
             reply.end('disconnected');
         } else if (begun) {
             reply.end('failed');
             showNotice($('notice'), error, { Retry: () => send(message) });
         } else {
-            // Nothing is stored, so the next try takes the place of this one.
+            // As far as we know nothing is stored, so the next try takes the place of this one.
             reply.item.remove();
-            meter.hide();
+            $('meter').hidden = true;
             mark(question, 'unsent');
             const again = (next) => () => {
                 question.remove();
@@ -443,6 +439,7 @@ async function read(response, reply) {
                 finish(reply, fullText);
                 return;
             }
+            if (typeof token !== 'string') continue;
             reply.add(token);
             // A token is a word; the white space before it has an event of its own.
             if (token.trim()) tokens += 1;
@@ -453,7 +450,7 @@ async function read(response, reply) {
 
 function parseEvent({ data }, requestId) {
     try {
-        return JSON.parse(data);
+        return Object(JSON.parse(data));
     } catch {
         throw new Failure('Not JSON', 'The stream holds an event that is not JSON.', { requestId });
     }
@@ -463,7 +460,7 @@ function parseEvent({ data }, requestId) {
 function finish(reply, fullText) {
     const { text } = reply;
     if (text === fullText) {
-        reply.end('complete', `Complete: ${text.length} characters, equal to fullText`);
+        reply.end('complete', `Complete: ${Array.from(text).length} characters, equal to fullText`);
         return;
     }
     let same = 0;
@@ -487,7 +484,7 @@ function openChat(id) {
     past.visit = new AbortController();
     chat = id;
     for (const place of [messages, $('notice'), $('earlier-notice'), $('live')]) place.replaceChildren();
-    meter.hide();
+    $('meter').hidden = true;
     $('earlier').hidden = true;
     $('welcome').hidden = id !== null;
     showCurrent();
@@ -521,7 +518,7 @@ async function loadMessages(before = null) {
         $('earlier').hidden = page.next === null;
         if (!before) settle(signal, 500);
     } catch (error) {
-        if (error.name === 'AbortError') return;
+        if (signal.aborted) return;
         if (error.status === 404 && !before) {
             // What is sent now starts a new one.
             chat = null;
@@ -547,8 +544,8 @@ async function settle(signal, delay) {
             const item = $(message.message_id);
             if (item?.dataset.status === 'streaming' && message.status !== 'streaming') item.replaceWith(messageItem(message));
         }
-    } catch (error) {
-        if (error.name === 'AbortError') return;
+    } catch {
+        if (signal.aborted) return;
     }
     settle(signal, Math.min(delay * 2, 8000));
 }
@@ -572,11 +569,12 @@ function chatItem({ chat_id: id, title, created_at: createdAt }) {
 }
 
 async function loadChats(before = null) {
+    await configured;
     const from = config;
     try {
         const page = await requestJson(`/chats?limit=30${before ? `&before=${before}` : ''}`);
         if (from !== config) return;
-        if (!before) $('chats').replaceChildren();
+        // One that was started meanwhile is there already.
         const items = page.chats.map(chatItem).filter((item) => !linkTo(item.firstChild.hash));
         $('chats').append(...items);
         if (before) items[0]?.firstChild.focus();
@@ -587,7 +585,6 @@ async function loadChats(before = null) {
         showCurrent();
     } catch (error) {
         if (from !== config) return;
-        if (!before) $('chats').replaceChildren();
         $('more-chats').hidden = true;
         $('no-chats').hidden = true;
         showNotice($('chats-notice'), error, { Retry: () => loadChats(before) });
@@ -664,14 +661,6 @@ matchMedia('(min-width: 56rem)').addEventListener('change', () => side.hidePopov
 
 // ---- Start
 
-async function start() {
-    const stored = storedSettings();
-    if (await servedByChatServer()) defaults.server = location.origin;
-    config = stored ?? { ...defaults };
-    showAccount();
-    openChat(chatInAddress());
-    loadChats();
-    if (matchMedia('(pointer: fine)').matches) input.focus();
-}
-
-start();
+openChat(chatInAddress());
+loadChats();
+if (matchMedia('(pointer: fine)').matches) input.focus();
