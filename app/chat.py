@@ -6,7 +6,6 @@ All that can be answered with a 4xx or 5xx happens before a stream's headers are
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import uuid
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from aiohttp import web
 from app.db import DatabaseAway
 from app.errors import ApiError
 from app.identity import CALLER, parse_uuid
+from app.inputs import Question, check_question, read_page, read_question
 from app.logs import OUTCOME
 from app.model import Conversation, Message, Model, excerpt
 from app.settings import SETTINGS
@@ -32,14 +32,6 @@ MODEL: web.AppKey[Model] = web.AppKey("model")
 
 # A write does not yield by itself, so a model that never waits would keep the event loop to itself.
 TOKENS_BEFORE_YIELD = 32
-
-PAGE_SIZE_DEFAULT = 50
-PAGE_SIZE_LIMIT = 100
-
-
-class Question(NamedTuple):
-    message: str
-    chat_id: uuid.UUID | None
 
 
 class Opened(NamedTuple):
@@ -252,70 +244,6 @@ async def list_messages(request: web.Request) -> web.Response:
     return web.json_response({"messages": page, "next": page[0]["message_id"] if len(messages) > limit else None})
 
 
-async def read_question(request: web.Request) -> Question:
-    """Return what the body asks.
-
-    Raises:
-        ApiError: 400, 408, 413 or 415, the body is not what it should be.
-    """
-    body = await read_json_object(request)
-    return check_question(request, body.get("message"), body.get("chat_id"))
-
-
-async def read_json_object(request: web.Request) -> dict[str, object]:
-    settings = request.app[SETTINGS]
-    if request.content_type != "application/json":
-        message = f"The body is {request.content_type}, expected application/json."
-        raise ApiError(415, "Unsupported media type", message)
-    try:
-        async with asyncio.timeout(settings.body_timeout_s):
-            raw = await request.read()
-    except TimeoutError:
-        message = f"The body did not arrive within {settings.body_timeout_s:g} seconds."
-        raise ApiError(408, "Request timeout", message, headers={"Connection": "close"}) from None
-    except web.HTTPRequestEntityTooLarge:
-        message = f"The body is too large, expected at most {settings.body_limit_bytes} bytes."
-        raise ApiError(413, "Body too large", message) from None
-    except (ConnectionError, web.RequestPayloadError):
-        raise ApiError(400, "Bad body", "The body ended early or is not encoded as it says.") from None
-    try:
-        # RFC 8259, 8.1: JSON between systems is UTF-8, whatever a charset parameter says.
-        body = json.loads(raw.decode("utf-8"), parse_constant=refuse_constant)
-    except UnicodeDecodeError:
-        raise ApiError(400, "Bad JSON", "The body is not UTF-8.") from None
-    except (ValueError, RecursionError):
-        raise ApiError(400, "Bad JSON", "The body is not JSON.") from None
-    if not isinstance(body, dict):
-        raise ApiError(400, "Bad JSON", f"The body is {json_type(body)}, expected an object.")
-    return body
-
-
-def check_question(request: web.Request, message: object, chat_id: object) -> Question:
-    limit = request.app[SETTINGS].message_limit_chars
-    if not isinstance(message, str):
-        raise ApiError(400, "Bad message", f"message is {json_type(message)}, expected a string.")
-    if not message.strip():
-        raise ApiError(400, "Bad message", "message is blank, expected some text.")
-    if len(message) > limit:
-        raise ApiError(400, "Bad message", f"message has {len(message)} characters, expected at most {limit}.")
-    if storable(message) != message:
-        raise ApiError(400, "Bad message", "message holds NUL or a lone surrogate, expected Unicode text.")
-    return Question(message, None if chat_id is None else parse_uuid("chat_id", chat_id))
-
-
-def read_page(request: web.Request) -> tuple[int, uuid.UUID | None]:
-    """Return `limit` and `before` of the query."""
-    limit = request.query.get("limit", str(PAGE_SIZE_DEFAULT))
-    if not (limit.isascii() and limit.isdigit() and len(limit) < 9 and 1 <= int(limit) <= PAGE_SIZE_LIMIT):
-        raise ApiError(400, "Bad limit", f"limit is not a whole number, expected one from 1 to {PAGE_SIZE_LIMIT}.")
-    before = request.query.get("before")
-    return int(limit), None if before is None else parse_uuid("before", before)
-
-
-def refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
 def refuse_caller() -> NoReturn:
     raise ApiError(403, "Forbidden", "The user is not in this org.")
 
@@ -335,13 +263,6 @@ def failure(status: FinalStatus, stored: bool) -> str:
     if stored:
         return f"{what}; what it said so far is saved."
     return f"{what}, but it could not be saved: the database is away."
-
-
-def json_type(value: object) -> str:
-    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "an array"}
-    if value is None:
-        return "missing or null"
-    return names.get(type(value), "an object")
 
 
 def iso(moment: datetime) -> str:
