@@ -16,7 +16,7 @@ import pytest_asyncio
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from conftest import Server, StartServer
-from playwright.async_api import Browser, Locator, Page, async_playwright, expect
+from playwright.async_api import Browser, BrowserContext, Error, Locator, Page, Route, async_playwright, expect
 from support import Gated, Rows, Tenant, eventually, says
 
 from app.model import Conversation, Model
@@ -56,6 +56,12 @@ async def browser() -> AsyncIterator[Browser]:
         await browser.close()
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def context(browser: Browser) -> BrowserContext:
+    """What most pages share: a context of its own for each would take as long as a short test."""
+    return await browser.new_context()
+
+
 @pytest_asyncio.fixture(loop_scope="module")
 async def start_server(postgres_url: str) -> AsyncIterator[StartServer]:
     """The fixture of the other tests, in the loop of these."""
@@ -74,14 +80,16 @@ async def start_server(postgres_url: str) -> AsyncIterator[StartServer]:
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def open_page(browser: Browser, start_server: StartServer, tenant: Tenant) -> AsyncIterator[OpenPage]:
+async def open_page(
+    browser: Browser, context: BrowserContext, start_server: StartServer, tenant: Tenant
+) -> AsyncIterator[OpenPage]:
     """Give a function that opens a server's page as the tenant: `open_page(server, url=…, settings=…, …)`.
 
     What the browser complains about, of the Content Security Policy or else, fails the test, unless it
-    matches `ignore`.
+    matches `ignore`. Options are those of a browser context.
     """
     complaints: list[str] = []
-    contexts = []
+    pages: list[Page] = []
 
     async def open_page(
         server: TestServer,
@@ -92,9 +100,8 @@ async def open_page(browser: Browser, start_server: StartServer, tenant: Tenant)
         init: str = "",
         **options: Any,
     ) -> Page:
-        context = await browser.new_context(**options)
-        contexts.append(context)
-        page = await context.new_page()
+        page = await (await browser.new_context(**options) if options or settings == {} else context).new_page()
+        pages.append(page)
         page.on("pageerror", lambda error: complaints.append(str(error)))
 
         def listen(message: Any) -> None:
@@ -102,17 +109,21 @@ async def open_page(browser: Browser, start_server: StartServer, tenant: Tenant)
                 complaints.append(message.text)
 
         page.on("console", listen)
-        stored = {"server": base(server), "org": tenant.org_id, "user": tenant.user_id} | (settings or {})
         if settings != {}:
-            init += f"localStorage['{SETTINGS_KEY}'] ??= JSON.stringify({stored})"
+            stored = {"server": base(server), "org": tenant.org_id, "user": tenant.user_id} | (settings or {})
+            # Once: a page that is loaded again has what it has stored itself.
+            init += f"""
+                if (!sessionStorage.begun) localStorage['{SETTINGS_KEY}'] = JSON.stringify({stored});
+                sessionStorage.begun = true;
+            """
         await page.add_init_script(init)
         await page.goto(url or f"{base(server)}/")
         await expect(page.locator("#account")).not_to_be_empty()
         return page
 
     yield open_page
-    for context in contexts:
-        await context.close()
+    for page in pages:
+        await page.close()
     assert complaints == []
 
 
@@ -337,6 +348,33 @@ async def test_chats_are_listed_and_opened_and_back_goes_back(
     await expect(page.locator("#messages .text")).to_have_text(["Second", "Echo of Second"])
     await page.reload()
     await expect(chats.get_by_role("link")).to_contain_text(["Second", "First"])
+
+
+async def test_history_that_comes_late_is_not_shown_in_another_chat(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    slow, quick = add_chat(rows, tenant, "Slow", messages=4), add_chat(rows, tenant, "Quick", messages=2)
+    page = await open_page(await start_server())
+    asked, left = asyncio.Event(), asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        asked.set()
+        await left.wait()
+        with suppress(Error):  # The page no longer waits for it.
+            await route.continue_()
+
+    await page.route(f"**/chats/{slow}/messages?*", hold)
+    await page.get_by_role("link", name="Slow").click()
+    await asked.wait()
+    await page.get_by_role("link", name="Quick").click()
+    await expect(page.locator("#messages > li")).to_have_count(2)
+    left.set()
+    await page.unroute_all(behavior="wait")
+    await page.get_by_role("link", name="Slow").click()
+    await expect(page.locator("#messages > li")).to_have_count(4)
+    await page.go_back()
+    await expect(page).to_have_url(re.compile(quick))
+    await expect(page.locator("#messages > li")).to_have_count(2)
 
 
 async def test_other_chat_opened_in_the_middle_of_a_reply_stops_it(
@@ -730,7 +768,8 @@ async def test_reader_who_scrolls_up_is_left_there_until_they_jump_to_the_latest
     start_server: StartServer, open_page: OpenPage
 ) -> None:
     model = Gated("line\n" * 20)
-    page = await open_page(await start_server(model=model), viewport={"width": 800, "height": 500})
+    page = await open_page(await start_server(model=model))
+    await page.set_viewport_size({"width": 800, "height": 500})
     region = page.get_by_role("region", name="Messages")
     jump = page.get_by_role("button", name="Jump to latest")
     to_end = "(element) => element.scrollHeight - element.scrollTop - element.clientHeight"
@@ -774,8 +813,8 @@ async def test_phone_has_no_horizontal_scroll_and_a_drawer(
         has_touch=True,
         is_mobile=True,
     )
-    # What sticks out of the window, but for what is out of sight on purpose.
-    wide = """() => [...document.querySelectorAll('main *')].filter((element) =>
+    # What sticks out of the window.
+    wide = """() => [...document.querySelectorAll('main *:not(svg *)')].filter((element) =>
         element.getBoundingClientRect().right > innerWidth + 1).map((element) => element.outerHTML.slice(0, 80))"""
     assert await page.evaluate(wide) == []
     await say(page, "y" * 300)

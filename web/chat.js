@@ -293,11 +293,13 @@ const meter = {
             this.burstTokens += tokens;
             if (tokens > (this.worst?.tokens ?? 0)) this.worst = { tokens, silence };
         }
+        // The wait for the first token has a figure of its own; in the plot it is of use only if it was a burst.
         if (burst || this.firstAt !== null) {
             const ms = at - (this.tokenAt ?? this.sentAt);
             this.gaps.push({ ms, burst });
             this.longest = Math.max(this.longest, ms);
         }
+        for (let i = 1; i < tokens; i += 1) this.gaps.push({ ms: 0, burst });
         if (this.firstAt === null) {
             this.firstAt = at;
             this.firstTokens = tokens;
@@ -340,7 +342,7 @@ const meter = {
 };
 new ResizeObserver(() => meter.draw()).observe($('plot'));
 
-const inMs = (ms) => `${Math.round(ms)} ms`;
+const inMs = (ms) => (ms < 9999.5 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);
 
 /** Return the next of 10, 20, 50, 100, 200 … */
 function roundUp(value) {
