@@ -24,7 +24,7 @@ from app.model import Conversation, Message, Model, excerpt
 from app.settings import SETTINGS
 from app.sse import ClientGone, EventStream, encode_event, encode_numbered_tokens, encode_tokens
 from app.store import STORE, FinalStatus, storable
-from app.turns import TURNS, Interrupted, Turn, stopping
+from app.turns import TURNS, Turn, stopping
 
 log = logging.getLogger(__name__)
 
@@ -114,13 +114,15 @@ async def run_turn(
     """Run the model to some end and save what it said; return the status and whether it is stored."""
     turns = request.app[TURNS]
     try:
-        status = await relay(request, turn, conversation, numbered)
+        status = await turn.relay(relay(request, turn, conversation, numbered))
     except asyncio.CancelledError:
         # Only a server that gives up waiting for its handlers does this; the save outlives it.
         turns.close(turn, "interrupted")
         raise
-    stored = await turns.close(turn, status)
     request[OUTCOME] = status
+    if status == "disconnected":
+        log_disconnect(turn)
+    stored = await turns.close(turn, status)
     if not stored:
         log.error("Reply not stored yet", extra={"outcome": status})
     elif status == "complete" and turn.stream is not None:
@@ -136,7 +138,7 @@ async def relay(request: web.Request, turn: Turn, conversation: Conversation, nu
     try:
         reply = request.app[MODEL](conversation)
         turn.total_tokens = getattr(reply, "total_tokens", None)
-        async with turn.interruptible(), aclosing(reply):
+        async with aclosing(reply):
             if response is not None:
                 log.info("Starting stream", extra=known(textLength=getattr(reply, "text_length", None)))
                 await response.prepare(request)
@@ -154,11 +156,7 @@ async def relay(request: web.Request, turn: Turn, conversation: Conversation, nu
                 if len(turn.pieces) % TOKENS_BEFORE_YIELD == 0:
                     await asyncio.sleep(0)
     except ClientGone:
-        log_disconnect(turn)
         return "disconnected"
-    except Interrupted:
-        log.warning("Stream interrupted", extra={"tokensStreamed": len(turn.pieces)})
-        return "interrupted"
     except Exception:
         log.exception("Stream failed", extra={"tokensStreamed": len(turn.pieces)})
         return "failed"

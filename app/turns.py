@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 from uuid import UUID, uuid4
 
 from aiohttp import web
 
 from app.errors import ApiError
-from app.sse import ClientGone, EventStream
+from app.sse import EventStream
 from app.store import FinalStatus, Store
 
 log = logging.getLogger(__name__)
@@ -23,14 +24,10 @@ LAST_RETRY_S = 8.0
 LAST_WORDS_S = 2.0
 
 
-class Interrupted(Exception):
-    """The server is stopping and will not wait for this turn any longer."""
-
-
 class Turn:
     """One question and the reply to it, from before `turn_open` to after `turn_close`."""
 
-    __slots__ = ("_scope", "_why", "org_id", "pieces", "reply_id", "stream", "total_tokens")
+    __slots__ = ("_task", "interrupted_by", "org_id", "pieces", "reply_id", "stream", "total_tokens")
 
     def __init__(self, org_id: UUID) -> None:
         self.org_id = org_id
@@ -40,34 +37,39 @@ class Turn:
         # What the model knew of its length beforehand, for the log.
         self.total_tokens: int | None = None
         self.stream: EventStream | None = None
-        self._scope: asyncio.Timeout | None = None
-        self._why: Exception | None = None
+        self.interrupted_by: FinalStatus | None = None
+        self._task: asyncio.Task[FinalStatus] | None = None
 
     @property
     def text(self) -> str:
         return "".join(self.pieces)
 
-    @asynccontextmanager
-    async def interruptible(self) -> AsyncIterator[None]:
-        """Within, `interrupt(why)` raises `why` where the turn waits; one from before raises it at once."""
-        scope = asyncio.timeout(None if self._why is None else 0)
-        try:
-            async with scope:
-                self._scope = scope
-                yield
-        except TimeoutError:
-            # The model may raise TimeoutError too.
-            if scope.expired() and self._why is not None:
-                raise self._why from None
-            raise
-        finally:
-            self._scope = None
+    async def relay(self, relay: Coroutine[Any, Any, FinalStatus]) -> FinalStatus:
+        """Run `relay`, which lets the model speak, and return how that ended; `interrupt` ends it early.
 
-    def interrupt(self, why: Exception) -> None:
-        if self._why is None:
-            self._why = why
-            if self._scope is not None:
-                self._scope.reschedule(asyncio.get_running_loop().time())
+        It runs in a task of its own: each token wakes that task's few frames, and not the dozen of the
+        handler and the middleware around it.
+        """
+        self._task = asyncio.create_task(relay)
+        if self.interrupted_by is not None:
+            self._task.cancel()
+        try:
+            return await self._task
+        except asyncio.CancelledError:
+            handler = asyncio.current_task()
+            if handler is not None and handler.cancelling():
+                raise
+            if self.interrupted_by is None:
+                log.error("The model cancelled itself")
+            return self.interrupted_by or "failed"
+        finally:
+            self._task = None
+
+    def interrupt(self, status: FinalStatus) -> None:
+        """End the turn with this status where it waits, or before it begins to. May be repeated."""
+        self.interrupted_by = self.interrupted_by or status
+        if self._task is not None:
+            self._task.cancel()
 
 
 class Turns:
@@ -125,7 +127,7 @@ class Turns:
             await asyncio.sleep(self._tick_s)
             for turn in list(self._running):
                 if turn.stream is not None and not await turn.stream.look(now_s(), self._heartbeat_s):
-                    turn.interrupt(ClientGone())
+                    turn.interrupt("disconnected")
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new turns, let the running ones end by themselves for `grace_s`, then interrupt the rest."""
@@ -133,7 +135,7 @@ class Turns:
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._none_running.wait(), grace_s)
         for turn in list(self._running):
-            turn.interrupt(Interrupted())
+            turn.interrupt("interrupted")
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._none_running.wait(), LAST_WORDS_S)
 
