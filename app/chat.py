@@ -9,7 +9,6 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Sequence
-from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import NamedTuple, NoReturn
 
@@ -20,7 +19,7 @@ from app.errors import ApiError
 from app.identity import CALLER, parse_uuid
 from app.inputs import Question, check_question, read_page, read_question
 from app.logs import OUTCOME
-from app.model import Conversation, Message, Model, excerpt
+from app.model import Conversation, Message, Model, Reply, excerpt
 from app.settings import SETTINGS
 from app.sse import ClientGone, EventStream, encode_event, encode_numbered_tokens, encode_tokens
 from app.store import STORE, FinalStatus, storable
@@ -33,6 +32,8 @@ MODEL: web.AppKey[Model] = web.AppKey("model")
 # A write does not yield by itself, so a model that never waits would keep the event loop to itself.
 TOKENS_BEFORE_YIELD = 32
 
+MODEL_CLOSE_TIMEOUT_S = 2.0
+
 
 class Opened(NamedTuple):
     chat_id: uuid.UUID
@@ -43,7 +44,7 @@ class Opened(NamedTuple):
 async def send(request: web.Request) -> web.Response:
     """`POST /chat`: the whole reply as JSON."""
     question = await read_question(request)
-    turn = Turn(request[CALLER].org_id)
+    turn = Turn(request, request[CALLER].org_id)
     async with request.app[TURNS].run(turn):
         opened = await open_turn(request, turn, question)
         status, stored = await run_turn(request, turn, Conversation(opened.messages, stream=False))
@@ -79,7 +80,7 @@ async def stream_to_event_source(request: web.Request) -> web.StreamResponse:
 
 async def stream_reply(request: web.Request, question: Question, *, numbered: bool) -> web.StreamResponse:
     """Open a turn, write its reply as events, then one last event that says how it ended."""
-    turn = Turn(request[CALLER].org_id)
+    turn = Turn(request, request[CALLER].org_id)
     async with request.app[TURNS].run(turn):
         opened = await open_turn(request, turn, question)
         turn.stream = response = EventStream(
@@ -136,12 +137,13 @@ async def relay(request: web.Request, turn: Turn, conversation: Conversation, nu
     message_id = str(turn.reply_id)
     sent = 0
     try:
+        if response is not None:
+            await response.prepare(request)
         reply = request.app[MODEL](conversation)
         turn.total_tokens = getattr(reply, "total_tokens", None)
-        async with aclosing(reply):
-            if response is not None:
-                log.info("Starting stream", extra=known(textLength=getattr(reply, "text_length", None)))
-                await response.prepare(request)
+        if response is not None:
+            log.info("Starting stream", extra=known(textLength=getattr(reply, "text_length", None)))
+        try:
             async for piece in reply:
                 piece = storable(piece)
                 if not piece:
@@ -149,18 +151,38 @@ async def relay(request: web.Request, turn: Turn, conversation: Conversation, nu
                 turn.pieces.append(piece)
                 if response is not None:
                     if numbered:
-                        await response.write(encode_numbered_tokens(piece, message_id, sent))
+                        data = encode_numbered_tokens(piece, message_id, sent)
                         sent += len(piece)
                     else:
-                        await response.write(encode_tokens(piece))
+                        data = encode_tokens(piece)
+                    if response.send(data):
+                        await response.drain()
                 if len(turn.pieces) % TOKENS_BEFORE_YIELD == 0:
                     await asyncio.sleep(0)
+        finally:
+            await close_model(reply)
     except ClientGone:
         return "disconnected"
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        # Not us: the model, or something that it waited for, was cancelled.
+        log.exception("Stream failed", extra={"tokensStreamed": len(turn.pieces)})
+        return "failed"
     except Exception:
         log.exception("Stream failed", extra={"tokensStreamed": len(turn.pieces)})
         return "failed"
     return "complete"
+
+
+async def close_model(reply: Reply) -> None:
+    """Let the model stop its work, for a limited time."""
+    try:
+        async with asyncio.timeout(MODEL_CLOSE_TIMEOUT_S):
+            await reply.aclose()
+    except Exception:
+        log.exception("Model did not close")
 
 
 async def open_turn(request: web.Request, turn: Turn, question: Question) -> Opened:
@@ -180,6 +202,7 @@ async def open_turn(request: web.Request, turn: Turn, question: Question) -> Ope
             question_id=uuid.uuid4(),
             reply_id=turn.reply_id,
             content=question.message,
+            server_id=request.app[TURNS].server_id,
             history_limit=request.app[SETTINGS].history_limit_messages,
         )
     except DatabaseAway as exc:
@@ -260,7 +283,7 @@ def failure(status: FinalStatus, stored: bool) -> str:
     }[status]
     if stored:
         return f"{what}; what it said so far is saved."
-    return f"{what}, but it could not be saved: the database is away."
+    return f"{what}, but it could not be saved yet: the database is away."
 
 
 def iso(moment: datetime) -> str:

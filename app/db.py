@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ import psycopg2
 import psycopg2.extras
 import yoyo
 from aiohttp import web
+from psycopg2.errors import QueryCanceled, ReadOnlySqlTransaction
 
 from app.errors import ApiError, StartError
 
@@ -21,8 +23,12 @@ log = logging.getLogger(__name__)
 
 SQL = Path(__file__).parent.parent / "sql"
 
+# Nothing is under way by then: what still holds a connection has hung.
+CLOSE_TIMEOUT_S = 1.0
+
 # Any 64-bit number of our own: held while migrating, so that of servers started at once one migrates.
 MIGRATION_LOCK = 7_310_579_421
+MIGRATION_WAIT_S = 60.0
 
 
 class DatabaseAway(ApiError):
@@ -38,6 +44,14 @@ class DatabaseAway(ApiError):
         self.sent = sent
 
 
+def is_not_a_canceled_query(record: logging.LogRecord) -> bool:
+    """Keep aiopg's traceback of each statement that PostgreSQL gave up out of the log: we log it as ours."""
+    return not (record.exc_info and isinstance(record.exc_info[1], QueryCanceled))
+
+
+logging.getLogger("asyncio").addFilter(is_not_a_canceled_query)
+
+
 class Database:
     """Runs the statements in `sql/` by name, each in a transaction of its own.
 
@@ -51,6 +65,7 @@ class Database:
         self._pool_size = pool_size
         self._timeout_s = timeout_s
         self._pool: aiopg.Pool | None = None
+        self._guard: aiopg.Pool | None = None
 
     @property
     def statement_names(self) -> frozenset[str]:
@@ -61,10 +76,14 @@ class Database:
         return self._pool.size - self._pool.freesize if self._pool else 0
 
     async def open(self) -> None:
-        self._pool = await aiopg.create_pool(
+        self._pool = await self._create_pool(self._pool_size)
+        self._guard = await self._create_pool(1)
+
+    async def _create_pool(self, size: int) -> aiopg.Pool:
+        return await aiopg.create_pool(
             self._url,
-            minsize=1,
-            maxsize=self._pool_size,
+            minsize=0,
+            maxsize=size,
             timeout=self._timeout_s,
             enable_hstore=False,
             cursor_factory=psycopg2.extras.NamedTupleCursor,
@@ -73,40 +92,53 @@ class Database:
         )
 
     async def close(self) -> None:
-        if self._pool is None:
-            return
-        self._pool.close()
-        # wait_closed() alone waits for ever on a connection that is not given back.
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._pool.wait_closed(), self._timeout_s)
-        self._pool.terminate()
+        for pool in (self._pool, self._guard):
+            if pool is not None:
+                pool.close()
+                # wait_closed() alone waits for ever on a connection that is not given back.
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(pool.wait_closed(), CLOSE_TIMEOUT_S)
+                pool.terminate()
 
     async def run(
         self, name: str, params: Mapping[str, object] | None = None, *, repeatable: bool = False
     ) -> Sequence[Any]:
         """Run `sql/<name>.sql` and return its rows as named tuples.
 
-        A `repeatable` statement is tried again once where its connection turned out to be dead.
+        It is tried again once where its connection turned out to be dead: before the statement was sent, or
+        after, if it is `repeatable`.
 
         Raises:
             DatabaseAway: the database cannot be reached, or took longer than `timeout_s`.
         """
+        return await self._run(self._pool, name, params, repeatable)
+
+    async def run_on_guard(self, name: str, params: Mapping[str, object]) -> Sequence[Any]:
+        """Run a statement on the one connection that only this method uses: what it locks stays locked.
+
+        The connection is replaced if it is lost, and its locks with it are.
+        """
+        return await self._run(self._guard, name, params, repeatable=True)
+
+    async def _run(
+        self, pool: aiopg.Pool | None, name: str, params: Mapping[str, object] | None, repeatable: bool
+    ) -> Sequence[Any]:
+        assert pool is not None, "open() comes first"
         try:
-            return await self._attempt(name, params)
+            return await self._attempt(pool, name, params)
         except ConnectionLost as exc:
-            if not repeatable:
-                raise DatabaseAway(sent=exc.sent) from None
+            if exc.sent and not repeatable:
+                raise DatabaseAway(sent=True) from None
         try:
-            return await self._attempt(name, params)
+            return await self._attempt(pool, name, params)
         except ConnectionLost as exc:
             raise DatabaseAway(sent=exc.sent) from None
 
-    async def _attempt(self, name: str, params: Mapping[str, object] | None) -> Sequence[Any]:
-        assert self._pool is not None, "open() comes first"
+    async def _attempt(self, pool: aiopg.Pool, name: str, params: Mapping[str, object] | None) -> Sequence[Any]:
         task = asyncio.current_task()
         sent = False
         try:
-            async with self._pool.acquire() as connection, connection.cursor() as cursor:
+            async with pool.acquire() as connection, connection.cursor() as cursor:
                 sent = True
                 await cursor.execute(self._statements[name], params)
                 return await cursor.fetchall() if cursor.description else ()
@@ -119,13 +151,16 @@ class Database:
                 raise
             _log_outage(name, "statement_timeout")
             raise DatabaseAway(sent=sent) from None
+        except AssertionError:
+            # The pool found that the idle connection it was about to give has just been closed.
+            raise ConnectionLost(sent=False) from None
         except psycopg2.Error as exc:
             cause = f"{type(exc).__name__} {exc.pgcode or ''}".rstrip()
             if _is_outage(exc):
                 _log_outage(name, cause)
                 # After a restart of PostgreSQL the other idle connections are as dead.
-                await self._pool.clear()
-                raise ConnectionLost(sent) from None
+                await pool.clear()
+                raise ConnectionLost(sent=sent) from None
             # Its detail quotes rows, and so message text: only the first line goes on, to the log.
             raise RuntimeError(f"{name}: {cause}: {exc.diag.message_primary}") from None
 
@@ -133,14 +168,16 @@ class Database:
 class ConnectionLost(Exception):
     """The connection was refused, closed or found dead."""
 
-    def __init__(self, sent: bool) -> None:
+    def __init__(self, *, sent: bool) -> None:
         self.sent = sent
 
 
 def _is_outage(exc: psycopg2.Error) -> bool:
-    # libpq reports some lost connections as a bare DatabaseError.
-    return isinstance(exc, (psycopg2.OperationalError, psycopg2.InterfaceError)) or (
-        type(exc) is psycopg2.DatabaseError
+    # libpq reports some lost connections as a bare DatabaseError; a server that others have taken over from is
+    # read only.
+    return (
+        isinstance(exc, psycopg2.OperationalError | psycopg2.InterfaceError | ReadOnlySqlTransaction)
+        or type(exc) is psycopg2.DatabaseError
     )
 
 
@@ -152,7 +189,7 @@ def migrate(url: str, *, timeout_s: float) -> int:
     """Bring the schema up to date and return how many migrations were applied. Blocks.
 
     Raises:
-        StartError: the database cannot be reached within `timeout_s`.
+        StartError: the database cannot be reached within `timeout_s`, or another server keeps migrating it.
     """
     try:
         guard = psycopg2.connect(url, connect_timeout=max(2, int(timeout_s)))
@@ -161,8 +198,18 @@ def migrate(url: str, *, timeout_s: float) -> int:
         reason = " ".join(str(exc).split())
         raise StartError(f"the database of DATABASE_URL cannot be reached: {reason}") from None
     try:
+        guard.autocommit = True
         with guard.cursor() as cursor:
-            cursor.execute("select pg_advisory_lock(%s)", (MIGRATION_LOCK,))
+            locked = False
+            deadline_s = time.monotonic() + MIGRATION_WAIT_S
+            # Not pg_advisory_lock: no signal is handled while libpq waits.
+            while not locked:
+                cursor.execute("select pg_try_advisory_lock(%s)", (MIGRATION_LOCK,))
+                [locked] = cursor.fetchone() or [False]
+                if not locked:
+                    if time.monotonic() > deadline_s:
+                        raise StartError(f"another server has been migrating for {MIGRATION_WAIT_S:g} s")
+                    time.sleep(0.1)
         migrations = yoyo.read_migrations(str(SQL / "schema"))
         backend = yoyo.get_backend(url)
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -12,7 +14,15 @@ import platformdirs
 import psutil
 import psycopg2
 
+from app.errors import StartError
+
 DATABASE = "llm_app"
+
+# Written once the first start is through. Without it, a folder holds half a database that will never start.
+WHOLE = ".whole"
+
+# pg_ctl's own limit is 60 s: too long for a stop that finds PostgreSQL frozen. The wheel kills it then.
+PGCTLTIMEOUT_S = "10"
 
 
 @contextmanager
@@ -20,7 +30,11 @@ def postgres(data_dir: Path) -> Iterator[str]:
     """Run PostgreSQL on `data_dir` and give the URL of its database; stop it if nobody else uses it. Blocks.
 
     It listens on a Unix socket alone. Run as root, it runs as a user `pgserver` that the wheel creates.
+
+    Raises:
+        StartError: it does not start.
     """
+    os.environ.setdefault("PGCTLTIMEOUT", PGCTLTIMEOUT_S)
     with warnings.catch_warnings(action="ignore"):
         # Where this folder is missing when the wheel is imported, its lock goes to the temporary folder, one
         # for all users. The warning says that XDG_RUNTIME_DIR is not set.
@@ -29,16 +43,24 @@ def postgres(data_dir: Path) -> Iterator[str]:
 
     data_dir = data_dir.resolve()
     data_dir.mkdir(parents=True, exist_ok=True)
+    if (data_dir / "PG_VERSION").exists() and not (data_dir / WHOLE).exists():
+        raise StartError(f"the first start of the database in {data_dir} was cut short: remove the folder")
     forget_killed_users(data_dir / ".handle_pids.json")
-    server = get_server(data_dir, cleanup_mode="stop")
+    try:
+        server = get_server(data_dir, cleanup_mode="stop")
+    except (AssertionError, OSError, subprocess.SubprocessError) as exc:
+        raise StartError(f"PostgreSQL does not start: {exc} (see {data_dir / 'log'})") from None
     try:
         with closing(psycopg2.connect(server.get_uri())) as connection:
             connection.autocommit = True
             with connection.cursor() as cursor, suppress(psycopg2.errors.DuplicateDatabase):
                 cursor.execute(f"create database {DATABASE}")
+        (data_dir / WHOLE).touch()
         yield server.get_uri(DATABASE)
     finally:
-        server.cleanup()
+        # It may have been killed meanwhile.
+        with suppress(psutil.Error):
+            server.cleanup()
 
 
 def forget_killed_users(path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
-from urllib.parse import urlsplit
 from uuid import UUID
 
 from aiohttp import web
@@ -86,7 +85,7 @@ def refuse_foreign_site(request: web.Request) -> None:
     if origin is None:
         if request.headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin"):
             return
-    elif origin in request.app[SETTINGS].cors_origins or urlsplit(origin).netloc == request.host:
+    elif origin in request.app[SETTINGS].cors_origins | {f"http://{request.host}", f"https://{request.host}"}:
         return
     raise ApiError(
         403, "Foreign origin", "The request comes from a page of another site, expected one in CORS_ORIGINS."

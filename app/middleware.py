@@ -55,7 +55,10 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 def error_response(request: web.Request, exc: ApiError) -> web.Response:
     body = {"error": exc.error, "message": exc.message, "requestId": request[REQUEST_ID]}
-    return web.json_response(body, status=exc.status, headers=exc.headers)
+    response = web.json_response(body, status=exc.status, headers=exc.headers)
+    if exc.headers.get("Connection") == "close":
+        response.force_close()
+    return response
 
 
 def translate(request: web.Request, exc: web.HTTPException) -> ApiError:

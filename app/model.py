@@ -7,6 +7,8 @@ model in one place. Closing the generator (`aclose`) must stop the work, and so 
 from __future__ import annotations
 
 import asyncio
+import heapq
+import math
 import random
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -87,47 +89,106 @@ class Simulated:
     def __init__(self, delay_ms: tuple[float, float] = (10.0, 30.0), seed: str | None = None) -> None:
         self._delay_s = (delay_ms[0] / 1000, delay_ms[1] / 1000)
         self._seed = seed
+        self._clock: Clock | None = None
 
     def __call__(self, conversation: Conversation) -> SimulatedReply:
+        # Not before: an event loop must be running.
+        self._clock = self._clock or Clock()
         asked = [message.content for message in conversation.messages if message.role == "user"]
         # Not for secrets.
         rng = random.Random(None if self._seed is None else "\0".join([self._seed, *asked]))  # noqa: S311
         text = compose(asked, rng)
-        return SimulatedReply(text, rng, self._delay_s if conversation.stream else (0.0, 0.0))
+        return SimulatedReply(text, rng, self._delay_s if conversation.stream else (0.0, 0.0), self._clock)
 
 
 class SimulatedReply:
     """An async iterator over the tokens of `text`, each after its own delay from `delay_s`."""
 
-    def __init__(self, text: str, rng: random.Random, delay_s: tuple[float, float]) -> None:
+    def __init__(self, text: str, rng: random.Random, delay_s: tuple[float, float], clock: Clock) -> None:
         tokens = TOKEN.findall(text)
         self.text_length = len(text)
         self.total_tokens = len(tokens)
         self._tokens: Iterator[str] = iter(tokens)
-        self._rng = rng
-        self._delay_s = delay_s
-        self._due = 0.0
+        self._random = rng.random
+        self._least_s = delay_s[0]
+        self._spread_s = delay_s[1] - delay_s[0]
+        self._clock = clock
+        self._due_s = clock.time()
 
     def __aiter__(self) -> SimulatedReply:
         return self
 
-    async def __anext__(self) -> str:
-        for token in self._tokens:
-            await self._pause()
-            return token
-        raise StopAsyncIteration
-
-    async def _pause(self) -> None:
-        """Wait until the token is due: due times add up, so that late timers do not slow the reply."""
-        if not self._delay_s[1]:
-            return
-        now = asyncio.get_running_loop().time()
-        self._due = max(self._due or now, now - MAX_LAG_S) + self._rng.uniform(*self._delay_s)
-        if self._due > now:
-            await asyncio.sleep(self._due - now)
+    def __anext__(self) -> asyncio.Future[str]:
+        # The clock's future is awaited as it is: no coroutine, and no frame of ours, for each token.
+        token = next(self._tokens, None)
+        if token is None:
+            return self._clock.never()
+        # Due times add up, so that late timers do not slow the reply.
+        self._due_s = max(self._due_s, self._clock.time() - MAX_LAG_S)
+        self._due_s += self._least_s + self._spread_s * self._random()
+        return self._clock.at(self._due_s, token)
 
     async def aclose(self) -> None:
         self._tokens = iter(())
+
+
+# A timer of uvloop, whose unit is the millisecond, rings up to half of one early. What is due by then is taken
+# as due: to wait for so little again would spin the loop.
+EARLY_TICKS = 0.5
+
+
+class Clock:
+    """One timer for many sleepers: those due within the same millisecond wake together.
+
+    With a timer of its own for each, the event loop would order all of them one by one.
+    """
+
+    TICKS_PER_S = 1000
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.time = self._loop.time
+        self._sleepers: dict[int, list[tuple[asyncio.Future[str], str]]] = {}
+        self._ticks: list[int] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    def at(self, due_s: float, token: str) -> asyncio.Future[str]:
+        """Return a future of `token`: done at `due_s` of the loop's time or up to a tick and a half later."""
+        sleeper: asyncio.Future[str] = self._loop.create_future()
+        if due_s <= self.time():
+            sleeper.set_result(token)
+            return sleeper
+        tick = math.ceil(due_s * self.TICKS_PER_S + EARLY_TICKS)
+        sleepers = self._sleepers.get(tick)
+        if sleepers is not None:
+            sleepers.append((sleeper, token))
+            return sleeper
+        self._sleepers[tick] = [(sleeper, token)]
+        heapq.heappush(self._ticks, tick)
+        if tick == self._ticks[0]:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._set_timer()
+        return sleeper
+
+    def never(self) -> asyncio.Future[str]:
+        """Return what ends an async iteration."""
+        end: asyncio.Future[str] = self._loop.create_future()
+        end.set_exception(StopAsyncIteration())
+        return end
+
+    def _set_timer(self) -> None:
+        self._timer = self._loop.call_at(self._ticks[0] / self.TICKS_PER_S, self._ring)
+
+    def _ring(self) -> None:
+        now = self.time() * self.TICKS_PER_S + EARLY_TICKS
+        while self._ticks and self._ticks[0] <= now:
+            for sleeper, token in self._sleepers.pop(heapq.heappop(self._ticks)):
+                if not sleeper.done():
+                    sleeper.set_result(token)
+        self._timer = None
+        if self._ticks:
+            self._set_timer()
 
 
 def compose(asked: Sequence[str], rng: random.Random) -> str:

@@ -6,12 +6,12 @@ import asyncio
 import logging
 import socket
 from collections.abc import AsyncIterator
-from contextlib import suppress
 
 from aiohttp import web
 
 from app import chat, site
-from app.db import DATABASE, Database
+from app.db import DATABASE, Database, DatabaseAway
+from app.errors import StartError
 from app.identity import by_headers, by_query
 from app.middleware import observe, preflight, refuse_when_stopping, sign
 from app.model import Model, Simulated
@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 
 # For requests that are no turns, once the turns have ended: reads, half-sent bodies.
 SHUTDOWN_TIMEOUT_S = 1.0
+
+# Connections that wait to be accepted; Linux takes at most net.core.somaxconn.
+BACKLOG = 4096
 
 
 def create_app(settings: Settings, *, model: Model | None = None) -> web.Application:
@@ -64,15 +67,14 @@ async def keep_turns(app: web.Application) -> AsyncIterator[None]:
     app[STORE] = store = Store(database)
     app[TURNS] = turns = Turns(store, heartbeat_s=settings.heartbeat_s, write_timeout_s=settings.write_timeout_s)
     await database.open()
+    await turns.guard()
     if settings.seed_demo:
         await store.demo_seed()
-    if interrupted := await store.turn_interrupt():
-        log.warning("Closed replies that a stopped server left open", extra={"replies": interrupted})
-    watch = asyncio.create_task(turns.watch())
+    background = [asyncio.create_task(turns.watch()), asyncio.create_task(turns.keep_guard())]
     yield
-    watch.cancel()
-    with suppress(asyncio.CancelledError):
-        await watch
+    for task in background:
+        task.cancel()
+    await asyncio.wait(background)
     await turns.finish(settings.db_timeout_s)
     await database.close()
 
@@ -83,21 +85,27 @@ async def drain(app: web.Application) -> None:
 
 
 async def serve(app: web.Application, listener: socket.socket, stop: asyncio.Event) -> None:
-    """Serve on `listener` until `stop` is set, then end what runs in good order."""
+    """Serve on `listener` until `stop` is set, then end what runs in good order.
+
+    Raises:
+        StartError: the database does not answer.
+    """
     runner = web.AppRunner(
         app,
         access_log=None,
         keepalive_timeout=app[SETTINGS].keepalive_timeout_s,
         shutdown_timeout=SHUTDOWN_TIMEOUT_S,
     )
-    await runner.setup()
     try:
-        await web.SockSite(runner, listener).start()
+        await runner.setup()
+        await web.SockSite(runner, listener, backlog=BACKLOG).start()
         log.info("Listening", extra={"address": "{}:{}".format(*listener.getsockname()[:2])})
         await stop.wait()
         log.info("Stopping")
         # Before the listener closes, so that probes and late clients get an answer.
         await drain(app)
+    except DatabaseAway as exc:
+        raise StartError(f"the database of DATABASE_URL: {exc.message}") from None
     finally:
         await runner.cleanup()
     log.info("Stopped")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Literal, Protocol
 from uuid import UUID
 
@@ -30,6 +31,7 @@ class Store:
 
     def __init__(self, database: Database) -> None:
         self._run = database.run
+        self._guard = database.run_on_guard
         methods = {name for name, value in vars(Store).items() if callable(value) and name[0] != "_"}
         if odd := methods ^ database.statement_names:
             raise RuntimeError(f"sql/ and Store do not match: {', '.join(sorted(odd))}")
@@ -45,6 +47,7 @@ class Store:
         question_id: UUID,
         reply_id: UUID,
         content: str,
+        server_id: int,
         history_limit: int,
     ) -> OpenedTurn:
         params = {
@@ -56,13 +59,22 @@ class Store:
             "question_id": question_id,
             "reply_id": reply_id,
             "content": content,
+            "server_id": server_id,
             "history_limit": history_limit,
         }
         row: OpenedTurn = (await self._run("turn_open", params))[0]
         return row
 
-    async def turn_close(self, *, org_id: UUID, reply_id: UUID, content: str, status: FinalStatus) -> bool:
-        params = {"org_id": org_id, "reply_id": reply_id, "content": content, "status": status}
+    async def turn_close(
+        self, *, org_id: UUID, reply_id: UUID, server_id: int, content: str, status: FinalStatus
+    ) -> bool:
+        params = {
+            "org_id": org_id,
+            "reply_id": reply_id,
+            "server_id": server_id,
+            "content": content,
+            "status": status,
+        }
         return bool(await self._run("turn_close", params, repeatable=True))
 
     async def turn_interrupt(self) -> int:
@@ -86,6 +98,9 @@ class Store:
         }
         return await self._run("message_list", params, repeatable=True)
 
+    async def server_lock(self, *, server_id: int) -> None:
+        await self._guard("server_lock", {"server_id": server_id})
+
     async def demo_seed(self) -> None:
         await self._run("demo_seed", {"org_id": DEMO_ORG_ID, "user_id": DEMO_USER_ID}, repeatable=True)
 
@@ -96,6 +111,7 @@ class Store:
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
+@lru_cache(maxsize=4096)
 def storable(text: str) -> str:
     """Return `text` as PostgreSQL can hold it: U+FFFD in place of NUL and of lone surrogates."""
     return UNSTORABLE.sub("\ufffd", text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -11,6 +12,7 @@ from uuid import UUID, uuid4
 
 from aiohttp import web
 
+from app.db import DatabaseAway
 from app.errors import ApiError
 from app.sse import EventStream
 from app.store import FinalStatus, Store
@@ -20,6 +22,12 @@ log = logging.getLogger(__name__)
 FIRST_RETRY_S = 0.5
 LAST_RETRY_S = 8.0
 
+# How long an open whose answer was not waited for may still be carried out: a frozen PostgreSQL keeps it.
+LATE_OPEN_S = 60.0
+
+# How often a server looks for replies that dead ones left open.
+SWEEP_S = 3.0
+
 # For interrupted turns to save their replies and tell their clients.
 LAST_WORDS_S = 2.0
 
@@ -27,9 +35,9 @@ LAST_WORDS_S = 2.0
 class Turn:
     """One question and the reply to it, from before `turn_open` to after `turn_close`."""
 
-    __slots__ = ("_task", "interrupted_by", "org_id", "pieces", "reply_id", "stream", "total_tokens")
+    __slots__ = ("_task", "_transport", "interrupted_by", "org_id", "pieces", "reply_id", "stream", "total_tokens")
 
-    def __init__(self, org_id: UUID) -> None:
+    def __init__(self, request: web.Request, org_id: UUID) -> None:
         self.org_id = org_id
         self.reply_id = uuid4()
         # Everything the model has said, noted before it is written: what a client saw is a prefix of it.
@@ -38,6 +46,7 @@ class Turn:
         self.total_tokens: int | None = None
         self.stream: EventStream | None = None
         self.interrupted_by: FinalStatus | None = None
+        self._transport = request.transport
         self._task: asyncio.Task[FinalStatus] | None = None
 
     @property
@@ -56,12 +65,9 @@ class Turn:
         try:
             return await self._task
         except asyncio.CancelledError:
-            handler = asyncio.current_task()
-            if handler is not None and handler.cancelling():
+            if self.interrupted_by is None or not self._task.cancelled():
                 raise
-            if self.interrupted_by is None:
-                log.error("The model cancelled itself")
-            return self.interrupted_by or "failed"
+            return self.interrupted_by
         finally:
             self._task = None
 
@@ -70,6 +76,14 @@ class Turn:
         self.interrupted_by = self.interrupted_by or status
         if self._task is not None:
             self._task.cancel()
+
+    def look(self, now_s: float, heartbeat_s: float) -> None:
+        """Look after the connection; interrupt the turn if the client is gone."""
+        there = self._transport is not None and not self._transport.is_closing()
+        if there and self.stream is not None:
+            there = self.stream.look(now_s, heartbeat_s)
+        if not there:
+            self.interrupt("disconnected")
 
 
 class Turns:
@@ -80,6 +94,8 @@ class Turns:
         self._heartbeat_s = heartbeat_s
         self._tick_s = min(0.5, heartbeat_s / 10, write_timeout_s / 10)
         self.stopping = False
+        # Replies carry it; that its lock is held tells other servers that this one lives.
+        self.server_id = secrets.randbits(62)
         self._running: set[Turn] = set()
         self._none_running = asyncio.Event()
         self._none_running.set()
@@ -114,11 +130,11 @@ class Turns:
         Where it is not, because the database is away, it is tried again until it is. The save goes on
         whether or not somebody waits.
         """
-        return self._start_save(turn.org_id, turn.reply_id, turn.text, status)
+        return self._start_save(turn, status, opened=True)
 
     def disown(self, turn: Turn) -> None:
-        """Close as failed, in the background, a reply of which nobody knows whether it was opened."""
-        self._start_save(turn.org_id, turn.reply_id, "", "failed")
+        """Close as failed, in the background, a reply of which nobody knows whether it was opened, or will be."""
+        self._start_save(turn, "failed", opened=False)
 
     async def watch(self) -> None:
         """Ping silent streams, and end turns whose client is gone. Runs until cancelled."""
@@ -126,18 +142,42 @@ class Turns:
         while True:
             await asyncio.sleep(self._tick_s)
             for turn in list(self._running):
-                if turn.stream is not None and not await turn.stream.look(now_s(), self._heartbeat_s):
-                    turn.interrupt("disconnected")
+                turn.look(now_s(), self._heartbeat_s)
+
+    async def guard(self) -> None:
+        """Show that this server lives, and close what dead ones left open.
+
+        Raises:
+            DatabaseAway: as it says.
+        """
+        await self._store.server_lock(server_id=self.server_id)
+        if interrupted := await self._store.turn_interrupt():
+            log.warning("Closed replies that a dead server left open", extra={"replies": interrupted})
+
+    async def keep_guard(self) -> None:
+        """Guard again and again. Runs until cancelled."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            try:
+                await self.guard()
+            except ApiError:
+                # Logged where it happened; the next round tries again.
+                continue
+            except Exception:
+                log.exception("Guard failed")
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new turns, let the running ones end by themselves for `grace_s`, then interrupt the rest."""
         self.stopping = True
-        with suppress(asyncio.TimeoutError):
+        with suppress(TimeoutError):
             await asyncio.wait_for(self._none_running.wait(), grace_s)
         for turn in list(self._running):
             turn.interrupt("interrupted")
-        with suppress(asyncio.TimeoutError):
+        with suppress(TimeoutError):
             await asyncio.wait_for(self._none_running.wait(), LAST_WORDS_S)
+        for turn in self._running:
+            # Its model does not let go.
+            self.close(turn, "interrupted")
 
     async def finish(self, timeout_s: float) -> None:
         """Wait for the saves under way; those that wait for the database are tried once more."""
@@ -145,35 +185,39 @@ class Turns:
         if self._saves:
             await asyncio.wait(self._saves, timeout=timeout_s)
 
-    def _start_save(self, org_id: UUID, reply_id: UUID, content: str, status: FinalStatus) -> asyncio.Future[bool]:
+    def _start_save(self, turn: Turn, status: FinalStatus, *, opened: bool) -> asyncio.Future[bool]:
         tried: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        save = asyncio.create_task(self._save(org_id, reply_id, content, status, tried))
+        save = asyncio.create_task(self._save(turn, status, opened, tried))
         self._saves.add(save)
         save.add_done_callback(self._saves.discard)
         return tried
 
-    async def _save(
-        self, org_id: UUID, reply_id: UUID, content: str, status: FinalStatus, tried: asyncio.Future[bool]
-    ) -> None:
+    async def _save(self, turn: Turn, status: FinalStatus, opened: bool, tried: asyncio.Future[bool]) -> None:
         """Save until it is saved or the server has no more time; the first try's outcome goes to `tried`."""
+        now_s = asyncio.get_running_loop().time
+        give_up_at_s = now_s() + (0 if opened else LATE_OPEN_S)
         delay_s = FIRST_RETRY_S
         while True:
             last_call = self._last_call.is_set()
-            answered = True
-            stored = False
+            stored = settled = False
             try:
                 stored = await self._store.turn_close(
-                    org_id=org_id, reply_id=reply_id, content=content, status=status
+                    org_id=turn.org_id,
+                    reply_id=turn.reply_id,
+                    server_id=self.server_id,
+                    content=turn.text,
+                    status=status,
                 )
-            except ApiError:
-                answered = False
+                settled = stored or now_s() >= give_up_at_s
+            except DatabaseAway:
+                pass
             except Exception:
-                log.exception("Reply not saved", extra={"messageId": str(reply_id)})
+                log.exception("Reply not saved", extra={"messageId": str(turn.reply_id)})
             if not tried.done():
                 tried.set_result(stored)
-            if answered or last_call:
+            if settled or last_call:
                 break
-            with suppress(asyncio.TimeoutError):
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._last_call.wait(), delay_s)
             delay_s = min(2 * delay_s, LAST_RETRY_S)
 

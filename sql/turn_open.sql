@@ -1,6 +1,7 @@
 -- Open a turn: check the caller, find or create the chat, store the question and an empty reply. All or nothing.
 -- takes:   org_id, user_id, chat_id (null: a new chat), new_chat_id, title (of a new chat),
---          question_id, reply_id, content (of the question), history_limit (messages)
+--          question_id, reply_id, content (of the question), server_id (whose lock this server holds),
+--          history_limit (messages)
 -- returns: one row (caller_known, chat_id, created_at, history);
 --          caller_known is false if the user is not in the org; chat_id is null if the caller has no such chat
 --          (nothing is stored in either case); history is a JSON array of {role, content}, oldest first,
@@ -35,8 +36,8 @@ question as (
     from chat
 ),
 reply as (
-    insert into messages (org_id, id, chat_id, position, role, content, status)
-    select %(org_id)s, %(reply_id)s, id, message_count, 'assistant', '', 'streaming'
+    insert into messages (org_id, id, chat_id, position, role, content, status, server_id)
+    select %(org_id)s, %(reply_id)s, id, message_count, 'assistant', '', 'streaming', %(server_id)s
     from chat
     returning chat_id, created_at
 ),

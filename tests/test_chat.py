@@ -386,14 +386,14 @@ async def test_unexpected_error_is_500_without_its_text(
 async def test_database_error_is_logged_without_the_row(
     client: TestClient, rows: Rows, tenant: Tenant, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows("alter table messages add constraint sober check (content not like '%%Marmalade%%')")
+    rows("alter table messages add constraint sober check (content not like '%%Quince%%')")
     try:
-        response = await client.post("/chat", json={"message": "Marmalade"}, headers=tenant.headers)
+        response = await client.post("/chat", json={"message": "Quince"}, headers=tenant.headers)
     finally:
         rows("alter table messages drop constraint sober")
     assert response.status == 500
     assert logged(caplog, "Request failed")
-    assert "Marmalade" not in caplog.text + str([vars(record) for record in caplog.records])
+    assert "Quince" not in caplog.text + str([vars(record) for record in caplog.records])
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from support import Gated, Rows, Tenant, events, eventually, logged, says
 from app import db
 from app.db import DATABASE
 from app.store import STORE, Store
+from app.turns import TURNS
 
 
 class OwnPostgres:
@@ -155,7 +156,7 @@ async def test_database_that_goes_away_during_the_stream_stops_no_token_and_done
     assert model.said == 5
     assert last == {
         "error": "Stream failed",
-        "message": "The reply is complete, but it could not be saved: the database is away.",
+        "message": "The reply is complete, but it could not be saved yet: the database is away.",
     }
     assert logged(caplog, "Stream completed") == []
 
@@ -288,9 +289,10 @@ async def test_turn_costs_two_statements(
     ran: list[str] = []
     attempt = db.Database._attempt
 
-    async def spy(self: db.Database, name: str, params: Any) -> Any:
-        ran.append(name)
-        return await attempt(self, name, params)
+    async def spy(self: db.Database, pool: Any, name: str, params: Any) -> Any:
+        if name.startswith("turn_") and name != "turn_interrupt":
+            ran.append(name)
+        return await attempt(self, pool, name, params)
 
     monkeypatch.setattr(db.Database, "_attempt", spy)
     response = await client.post("/chat/stream", json={"message": "Hi"}, headers=tenant.headers)
@@ -323,9 +325,9 @@ async def test_open_replies_of_a_dead_server_are_interrupted_at_the_start(
     rows(
         "with c as (insert into chats (org_id, id, user_id, title, message_count)"
         " values (%s, gen_random_uuid(), %s, 'Hi', 2) returning org_id, id)"
-        " insert into messages (org_id, id, chat_id, position, role, content, status, finished_at)"
-        " select org_id, gen_random_uuid(), id, 1, 'user', 'Hi', 'complete', now() from c union all"
-        " select org_id, gen_random_uuid(), id, 2, 'assistant', '', 'streaming', null from c",
+        " insert into messages (org_id, id, chat_id, position, role, content, status, finished_at, server_id)"
+        " select org_id, gen_random_uuid(), id, 1, 'user', 'Hi', 'complete', now(), null from c union all"
+        " select org_id, gen_random_uuid(), id, 2, 'assistant', '', 'streaming', null, 1 from c",
         tenant.org_id,
         tenant.user_id,
     )
@@ -340,10 +342,18 @@ async def test_closed_reply_is_not_closed_otherwise_again_but_the_same_close_may
     client: TestClient = await aiohttp_client(server)
     answer = await (await client.post("/chat", json={"message": "Hi"}, headers=tenant.headers)).json()
     store: Store = server.app[STORE]  # type: ignore[index]
+    server_id = server.app[TURNS].server_id  # type: ignore[index]
     [(reply_id, org_id)] = rows("select id, org_id from messages where id = %s", answer["message_id"])
-    assert await store.turn_close(org_id=org_id, reply_id=reply_id, content="reply", status="complete")
-    assert not await store.turn_close(org_id=org_id, reply_id=reply_id, content="reply", status="failed")
-    assert not await store.turn_close(org_id=org_id, reply_id=reply_id, content="other", status="complete")
+
+    async def close(content: str, status: Any, server_id: int = server_id) -> bool:
+        return await store.turn_close(
+            org_id=org_id, reply_id=reply_id, server_id=server_id, content=content, status=status
+        )
+
+    assert await close("reply", "complete")
+    assert not await close("reply", "failed")
+    assert not await close("other", "complete")
+    assert not await close("reply", "complete", server_id=1)
     assert rows.messages(tenant.org_id)[1] == ("assistant", "reply", "complete")
 
 

@@ -55,9 +55,13 @@ async def test_seed_gives_the_same_text_and_the_same_delays() -> None:
     async def run(seed: str) -> tuple[list[str], list[float]]:
         delays: list[float] = []
         reply = Simulated((1, 2), seed)(asks("Hi"))
-        uniform = reply._rng.uniform
-        reply._rng.uniform = lambda a, b: delays.append(uniform(a, b)) or delays[-1]  # type: ignore[func-returns-value,method-assign]
-        return [token async for token in reply], delays
+        tokens = []
+        due_s = reply._due_s
+        async for token in reply:
+            tokens.append(token)
+            delays.append(round(reply._due_s - due_s, 6))
+            due_s = reply._due_s
+        return tokens, delays
 
     first, second, other = await run("1"), await run("1"), await run("2")
     assert first == second

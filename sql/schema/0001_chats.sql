@@ -50,6 +50,9 @@ create table messages (
     --   interrupted   the server stopped
     status       text not null
                  check (status in ('streaming', 'complete', 'disconnected', 'failed', 'interrupted')),
+    -- The server that makes the reply: the number of an advisory lock that it holds while it lives. Null for a
+    -- user's message.
+    server_id    bigint,
     created_at   timestamptz not null default now(),
     -- When the status became final; null while streaming.
     finished_at  timestamptz,
@@ -58,7 +61,8 @@ create table messages (
     unique (org_id, chat_id, position),
     foreign key (org_id, chat_id) references chats (org_id, id),
     check ((status = 'streaming') = (finished_at is null)),
-    check (role = 'assistant' or status = 'complete')
+    check (role = 'assistant' or status = 'complete'),
+    check ((role = 'assistant') = (server_id is not null))
 );
 
 -- turn_interrupt: the few replies that are open, found without a scan of all messages.
