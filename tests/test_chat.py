@@ -320,6 +320,8 @@ async def test_body_that_does_not_arrive_is_408(start_server: StartServer, rows:
     client.send(post("/chat/stream", b'{"message": "Hi"}', tenant)[:-1])
     status, _ = await client.read_head()
     assert status == b"HTTP/1.1 408 Request Timeout"
+    assert await client.reader.read() != b"", "the body of the answer"
+    assert client.reader.at_eof(), "the connection is closed: what comes late is no request"
     assert rows.messages(tenant.org_id) == []
 
 

@@ -395,3 +395,101 @@ def test_every_statement_says_what_it_takes_and_returns() -> None:
         assert "\n-- returns: " in text, path
         for name in re.findall(r"%\((\w+)\)s", text):
             assert name in text.split("-- returns:")[0], (path, name)
+
+
+async def test_save_refused_by_a_database_that_was_made_read_only_is_tried_until_it_is_stored(
+    start_server: StartServer, aiohttp_client: Any, postgres: OwnPostgres, own_rows: Rows, own_tenant: Tenant
+) -> None:
+    model = Gated()
+    client = await aiohttp_client(await start_server(database_url=postgres.url, model=model))
+    stream = await client.post("/chat/stream", json={"message": "Hi"}, headers=own_tenant.headers)
+    model.go()
+    await stream.content.readuntil(b"\n\n")
+    own_rows("alter database llm_app set default_transaction_read_only = on")
+    own_rows("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'llm-app'")
+    try:
+        response = await client.post("/chat", json={"message": "Hi"}, headers=own_tenant.headers)
+        assert response.status == 503
+        stream.close()
+        await model.closed.wait()
+    finally:
+        own_rows("set default_transaction_read_only = off")
+        own_rows("alter database llm_app reset default_transaction_read_only")
+        own_rows("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'llm-app'")
+    await eventually(lambda: own_rows.messages(own_tenant.org_id)[1] == ("assistant", "word ", "disconnected"))
+
+
+async def test_turn_opened_after_nobody_waited_for_it_any_longer_is_closed_as_failed(
+    start_server: StartServer, aiohttp_client: Any, postgres: OwnPostgres, own_rows: Rows, own_tenant: Tenant
+) -> None:
+    client = await aiohttp_client(await start_server(database_url=postgres.url, db_timeout_s=0.5))
+    assert (await client.get("/chats", headers=own_tenant.headers)).status == 200
+    # The next statement goes to one of these, which will run it late.
+    backends = [
+        psutil.Process(pid)
+        for (pid,) in own_rows("select pid from pg_stat_activity where application_name = 'llm-app'")
+    ]
+    for backend in backends:
+        backend.suspend()
+    response = await client.post("/chat", json={"message": "Hi"}, headers=own_tenant.headers)
+    assert response.status == 503
+    for backend in backends:
+        backend.resume()
+    await eventually(
+        lambda: (
+            own_rows.messages(own_tenant.org_id) in ([], [("user", "Hi", "complete"), ("assistant", "", "failed")])
+            and own_rows("select count(*) from messages where status = 'streaming'") == [(0,)]
+        )
+    )
+
+
+async def test_start_of_a_second_server_leaves_the_streams_of_the_first_alone(
+    start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant
+) -> None:
+    model = Gated()
+
+    async def two_words(conversation: Any) -> Any:
+        async for piece in model(conversation):
+            yield piece
+            if model.said == 2:
+                return
+
+    client = await aiohttp_client(await start_server(model=two_words))
+    stream = await client.post("/chat/stream", json={"message": "Hi"}, headers=tenant.headers)
+    model.go()
+    await stream.content.readuntil(b"\n\n")
+    second = await start_server()
+    await second.app[TURNS].guard()  # type: ignore[index]
+    assert rows.messages(tenant.org_id)[1][2] == "streaming"
+    model.go()
+    assert events(b"\n\n" + await stream.read())[-1]["fullText"] == "word word "
+    assert rows.messages(tenant.org_id)[1] == ("assistant", "word word ", "complete")
+
+
+async def test_reply_taken_for_a_dead_servers_is_closed_by_its_living_one_all_the_same(
+    start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant
+) -> None:
+    model = Gated()
+    client = await aiohttp_client(await start_server(model=model))
+    stream = await client.post("/chat/stream", json={"message": "Hi"}, headers=tenant.headers)
+    model.go()
+    await stream.content.readuntil(b"\n\n")
+    rows(
+        "update messages set status = 'interrupted', finished_at = now() where status = 'streaming' and org_id = %s",
+        tenant.org_id,
+    )
+    stream.close()
+    await eventually(lambda: rows.messages(tenant.org_id)[1] == ("assistant", "word ", "disconnected"))
+
+
+async def test_lock_that_shows_a_server_lives_is_taken_again_after_its_connection_was_lost(
+    start_server: StartServer, rows: Rows
+) -> None:
+    server = await start_server()
+    turns = server.app[TURNS]  # type: ignore[index]
+    held = "select pid from pg_locks where locktype = 'advisory' and (classid::bigint << 32 | objid::bigint) = %s"
+    [(pid,)] = rows(held, turns.server_id)
+    rows("select pg_terminate_backend(%s)", pid)
+    await eventually(lambda: rows(held, turns.server_id) == [])
+    await turns.guard()
+    assert len(rows(held, turns.server_id)) == 1

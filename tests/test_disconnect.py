@@ -187,6 +187,23 @@ async def test_disconnect_while_the_turn_is_opened_saves_an_empty_reply(
     assert_nothing_leaked(server, caplog)
 
 
+async def test_client_that_leaves_post_chat_ends_the_model_too(
+    start_server: StartServer, rows: Rows, tenant: Tenant, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Gated()
+    server = await start_server(model=model)
+    client = await RawClient.connect(server)
+    client.send(post("/chat", b'{"message": "Hi"}', tenant))
+    await model.asked.wait()
+    model.go()
+    await eventually(lambda: model.said == 1)
+    client.reset()
+    await asyncio.wait_for(model.closed.wait(), 5)
+    await eventually(lambda: rows.messages(tenant.org_id)[1] == ("assistant", "word ", "disconnected"))
+    await eventually(lambda: logged(caplog, "Request completed"))
+    assert_nothing_leaked(server, caplog)
+
+
 async def test_disconnect_in_the_middle_of_the_body_is_no_error(
     start_server: StartServer, rows: Rows, tenant: Tenant, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -152,6 +152,9 @@ async def test_identity_parameter_missing_or_sent_twice_is_401(
         ({"Origin": "https://evil.example"}, 403),
         ({"Origin": "null"}, 403),
         ({"Origin": "http://localhost:8080.evil.example"}, 403),
+        ({"Origin": "http://["}, 403),
+        ({"Origin": "http://\u2100.com"}, 403),
+        ({"Origin": "//test"}, 403),
     ],
 )
 async def test_request_of_another_site_is_refused_and_stores_nothing(

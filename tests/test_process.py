@@ -13,6 +13,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -22,6 +23,7 @@ import psutil
 import pytest
 from support import Rows, Tenant
 
+from app.db import MIGRATION_LOCK
 from app.store import DEMO_ORG_ID, DEMO_USER_ID
 
 ROOT = Path(__file__).parent.parent
@@ -30,10 +32,10 @@ ROOT = Path(__file__).parent.parent
 class Process:
     """`python -m app` on a port of its own choice, its log read as it comes."""
 
-    def __init__(self, **environ: str) -> None:
+    def __init__(self, *args: str, **environ: str) -> None:
         keep = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG")}
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "app"],
+            [sys.executable, *(args or ("-m", "app"))],
             cwd=ROOT,
             env=keep | {"PORT": "0"} | environ,
             stdout=subprocess.PIPE,
@@ -87,8 +89,8 @@ class Processes:
     def __init__(self) -> None:
         self._all: list[Process] = []
 
-    def __call__(self, **environ: str) -> Process:
-        self._all.append(Process(**environ))
+    def __call__(self, *args: str, **environ: str) -> Process:
+        self._all.append(Process(*args, **environ))
         return self._all[-1]
 
     def close(self) -> None:
@@ -322,3 +324,100 @@ def test_log_lines_are_json_with_these_keys_and_no_text(
     assert list(first[2])[4:] == ["method", "path", "status", "durationMs", "outcome"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first[0]["timestamp"])
     assert "Marmalade" not in str(process.lines)
+
+
+def test_replies_of_a_killed_server_are_closed_by_a_living_one_within_seconds(
+    start: Processes, postgres_url: str, rows: Rows, tenant: Tenant
+) -> None:
+    start(DATABASE_URL=postgres_url).listening()
+    process = start(DATABASE_URL=postgres_url)
+    with ask(process.listening(), tenant) as stream:
+        stream.readline()
+        process.popen.kill()
+        process.end()
+    deadline_s = time.monotonic() + 8
+    while rows.messages(tenant.org_id)[1][2] == "streaming":
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+    assert rows.messages(tenant.org_id)[1] == ("assistant", "", "interrupted")
+
+
+@pytest.mark.parametrize("delay_s", [0.3, 0.6, 0.9, 1.2, 1.5])
+def test_first_start_that_is_stopped_can_be_started_again(
+    start: Processes, tmp_path: Path, delay_s: float
+) -> None:
+    process = start(DATA_DIR=str(tmp_path / "data"))
+    # Anywhere in the start: that is the point, and there is no event to wait for.
+    with suppress(subprocess.TimeoutExpired):
+        process.popen.wait(delay_s)
+    process.popen.terminate()
+    assert process.end()[0] in (0, -signal.SIGTERM)
+    assert [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(p.info["cmdline"])] == []
+    process = start(DATA_DIR=str(tmp_path / "data"))
+    process.listening()
+    process.popen.terminate()
+    assert process.end()[0] == 0
+
+
+def test_first_start_that_was_killed_is_one_line_that_says_what_to_do(start: Processes, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "PG_VERSION").write_text("18\n")
+    code, terminal = start(DATA_DIR=str(data)).end()
+    assert code == 1
+    assert terminal == f"llm-app: the first start of the database in {data} was cut short: remove the folder\n"
+
+
+def test_signal_is_taken_while_another_server_migrates(start: Processes, postgres_url: str, rows: Rows) -> None:
+    rows("select pg_advisory_lock(%s)", MIGRATION_LOCK)
+    try:
+        process = start(DATABASE_URL=postgres_url)
+        waiting = "select 1 from pg_stat_activity where query like %s and state = 'idle'"
+        deadline_s = time.monotonic() + 10
+        while not rows(waiting, "select pg_try_advisory_lock%"):
+            assert time.monotonic() < deadline_s
+        process.popen.terminate()
+        assert process.end(5)[0] == 0
+    finally:
+        rows("select pg_advisory_unlock(%s)", MIGRATION_LOCK)
+
+
+def test_killed_database_does_not_hold_up_the_stop(start: Processes, tmp_path: Path) -> None:
+    process = start(DATA_DIR=str(tmp_path / "data"))
+    process.listening()
+    postmaster = psutil.Process(int((tmp_path / "data" / "postmaster.pid").read_text().split()[0]))
+    postmaster.kill()
+    process.popen.terminate()
+    code, terminal = process.end(15)
+    assert code == 0
+    assert "Traceback" not in terminal
+
+
+STUBBORN = """
+import asyncio, os, sys
+from app import __main__ as main
+from app.errors import StartError
+
+async def model(conversation):
+    yield "word "
+    while True:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            pass
+
+create_app = main.create_app
+main.create_app = lambda settings: create_app(settings, model=model)
+main.main()
+"""
+
+
+def test_model_that_ignores_its_end_holds_up_neither_the_stop_nor_the_save(
+    start: Processes, postgres_url: str, rows: Rows, tenant: Tenant
+) -> None:
+    process = start("-c", STUBBORN, DATABASE_URL=postgres_url, SHUTDOWN_GRACE_S="0.2")
+    with ask(process.listening(), tenant) as stream:
+        stream.readline()
+        process.popen.terminate()
+        assert process.end()[0] == 0
+    assert rows.messages(tenant.org_id)[1] == ("assistant", "word ", "interrupted")

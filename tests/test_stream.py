@@ -312,6 +312,64 @@ async def test_model_that_says_something_else_than_text_has_failed(
     assert rows.messages(tenant.org_id)[1] == ("assistant", "word ", "failed")
 
 
+async def test_model_that_fails_when_it_is_called_gives_an_error_event(
+    start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant
+) -> None:
+    def model(conversation: Conversation) -> Any:
+        raise RuntimeError
+
+    client = await aiohttp_client(await start_server(model=model))
+    response = await client.post("/chat/stream", json={"message": "Hi"}, headers=tenant.headers)
+    assert [event["error"] for event in events(await response.read())] == ["Stream failed"]
+    assert rows.messages(tenant.org_id)[1] == ("assistant", "", "failed")
+
+
+async def test_model_that_is_cancelled_from_within_has_failed(
+    start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def model(conversation: Conversation) -> Any:
+        yield "word "
+        inner = asyncio.create_task(asyncio.sleep(60))
+        inner.cancel()
+        await inner
+
+    client = await aiohttp_client(await start_server(model=model))
+    response = await client.post("/chat/stream", json={"message": "Hi"}, headers=tenant.headers)
+    assert events(await response.read())[-1]["error"] == "Stream failed"
+    assert rows.messages(tenant.org_id)[1] == ("assistant", "word ", "failed")
+    assert len(logged(caplog, "Stream failed")) == 1
+
+
+async def test_model_that_hangs_when_it_is_closed_is_given_up(
+    start_server: StartServer,
+    aiohttp_client: Any,
+    rows: Rows,
+    tenant: Tenant,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Hanging:
+        def __init__(self, conversation: Conversation) -> None:
+            self.pieces = iter(["word "])
+
+        def __aiter__(self) -> Any:
+            return self
+
+        async def __anext__(self) -> str:
+            for piece in self.pieces:
+                return piece
+            raise StopAsyncIteration
+
+        async def aclose(self) -> None:
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr("app.chat.MODEL_CLOSE_TIMEOUT_S", 0.05)
+    client = await aiohttp_client(await start_server(model=Hanging))
+    response = await client.post("/chat/stream", json={"message": "Hi"}, headers=tenant.headers)
+    assert events(await response.read())[-1]["fullText"] == "word "
+    assert len(logged(caplog, "Model did not close")) == 1
+
+
 async def test_model_that_never_waits_leaves_the_loop_to_others(
     start_server: StartServer, aiohttp_client: Any, tenant: Tenant
 ) -> None:
