@@ -475,7 +475,8 @@ async def test_reply_taken_for_a_dead_servers_is_closed_by_its_living_one_all_th
     model.go()
     await stream.content.readuntil(b"\n\n")
     rows(
-        "update messages set status = 'interrupted', finished_at = now() where status = 'streaming' and org_id = %s",
+        "update messages set status = 'interrupted', finished_at = now()"
+        " where status = 'streaming' and org_id = %s",
         tenant.org_id,
     )
     stream.close()
