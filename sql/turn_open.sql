@@ -13,7 +13,7 @@ with caller as (
 ),
 started as (
     insert into chats (org_id, id, user_id, title, message_count)
-    select org_id, %(new_chat_id)s, id, %(title)s, 2
+    select org_id, %(new_chat_id)s::uuid, id, %(title)s, 2
     from caller
     where %(chat_id)s::uuid is null
     returning id, message_count
@@ -32,12 +32,12 @@ chat as (
 ),
 question as (
     insert into messages (org_id, id, chat_id, position, role, content, status, finished_at)
-    select %(org_id)s, %(question_id)s, id, message_count - 1, 'user', %(content)s, 'complete', now()
+    select %(org_id)s, %(question_id)s::uuid, id, message_count - 1, 'user', %(content)s, 'complete', now()
     from chat
 ),
 reply as (
     insert into messages (org_id, id, chat_id, position, role, content, status, server_id)
-    select %(org_id)s, %(reply_id)s, id, message_count, 'assistant', '', 'streaming', %(server_id)s
+    select %(org_id)s, %(reply_id)s::uuid, id, message_count, 'assistant', '', 'streaming', %(server_id)s::bigint
     from chat
     returning chat_id, created_at
 ),

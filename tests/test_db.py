@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -385,16 +384,6 @@ def test_unreachable_database_is_one_line_without_the_password() -> None:
     assert "127.0.0.1" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "secret" not in str(caught.value)
-
-
-def test_every_statement_says_what_it_takes_and_returns() -> None:
-    for path in db.SQL.glob("*.sql"):
-        text = path.read_text()
-        assert text.startswith("-- "), path
-        assert "\n-- takes:   " in text, path
-        assert "\n-- returns: " in text, path
-        for name in re.findall(r"%\((\w+)\)s", text):
-            assert name in text.split("-- returns:")[0], (path, name)
 
 
 async def test_save_refused_by_a_database_that_was_made_read_only_is_tried_until_it_is_stored(

@@ -1,0 +1,66 @@
+"""The statements as PostgreSQL plans them, and their headers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import psycopg2
+import pytest
+
+from app import db
+
+TABLES = {"orgs", "users", "chats", "messages"}
+NAMES = sorted(path.stem for path in db.SQL.glob("*.sql"))
+
+VALUES: dict[str, Any] = {
+    "title": "Hi",
+    "content": "Hi",
+    "status": "complete",
+    "server_id": 1,
+    "history_limit": 40,
+    "page_size": 51,
+}
+
+
+@pytest.fixture(scope="module")
+def cursor(postgres_url: str) -> Iterator[Any]:
+    connection = psycopg2.connect(postgres_url, options="-c plan_cache_mode=force_generic_plan")
+    yield connection.cursor()
+    connection.close()
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from nodes(child)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_statement_reads_no_whole_table(cursor: Any, name: str) -> None:
+    text = (db.SQL / f"{name}.sql").read_text()
+    cursor.execute(db.prepare(name, text))
+    # The planner takes a scan of the whole table now only where no index serves.
+    cursor.execute("set enable_seqscan = off")
+    params = {parameter: VALUES.get(parameter, str(uuid4())) for parameter in db.parameters(text)}
+    cursor.execute("explain (format json) " + db.execute(name, text), params)
+    [[[explained]]] = cursor.fetchall()
+    for node in nodes(explained["Plan"]):
+        if node.get("Relation Name") in TABLES:
+            assert node["Node Type"] != "Seq Scan", node
+            # An index read from one end to the other is no better, but for that of the few open replies.
+            whole = "Scan" in node["Node Type"] and "Index Cond" not in node and "Recheck Cond" not in node
+            assert not whole or node.get("Index Name") == "messages_streaming", node
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_statement_says_what_it_takes_and_returns(name: str) -> None:
+    text = (db.SQL / f"{name}.sql").read_text()
+    header, returns = text.split("-- returns: ")
+    assert header.startswith("-- ")
+    assert "\n-- takes:   " in header
+    assert returns
+    for parameter in re.findall(r"%\((\w+)\)s", text):
+        assert parameter in header
