@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from types import FrameType
@@ -21,6 +21,7 @@ from app.errors import StartError
 from app.server import BACKLOG, create_app, serve
 from app.settings import Settings
 from app.store import DEMO_ORG_ID, DEMO_USER_ID
+from app.workers import Workers
 
 
 def main() -> None:
@@ -28,12 +29,31 @@ def main() -> None:
     try:
         settings = Settings.from_environ(os.environ)
         logs.configure(settings.log_level)
+        if sys.argv[1:] == ["worker"]:
+            with listen(settings, shared=True) as listener:
+                run(serve_until_signal(settings, listener, signals, is_worker=True))
+            return
         with listen(settings) as listener, database(settings, signals) as settings:
             assert settings.database_url is not None
             migrate(settings.database_url, timeout_s=settings.db_timeout_s)
-            run(serve_until_signal(settings, listener, signals))
+            greet(settings, listener)
+            if settings.workers == 1:
+                run(serve_until_signal(settings, listener, signals))
+            else:
+                run_workers(settings, listener, signals)
     except StartError as exc:
         sys.exit(f"llm-app: {exc}")
+
+
+def run_workers(settings: Settings, listener: socket.socket, signals: Signals) -> None:
+    """Run the workers until a signal comes."""
+    environ = dict(os.environ, DATABASE_URL=settings.database_url or "", PORT=str(listener.getsockname()[1]))
+    environ["SEED_DEMO"] = str(int(settings.seed_demo or False))
+    # Only workers may share the port.
+    listener.close()
+    workers = Workers(settings.workers, environ)
+    signals.on_receipt = workers.stop
+    workers.run()
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -45,20 +65,32 @@ def run(main: Coroutine[Any, Any, None]) -> None:
         loop.close()
 
 
-async def serve_until_signal(settings: Settings, listener: socket.socket, signals: Signals) -> None:
-    stop = signals.take()
-    greet(settings, listener)
+async def serve_until_signal(
+    settings: Settings, listener: socket.socket, signals: Signals, *, is_worker: bool = False
+) -> None:
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def set_stop() -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(stop.set)
+
+    def parent_is_gone() -> None:
+        loop.remove_reader(sys.stdin)
+        stop.set()
+
+    signals.on_receipt = set_stop
+    if is_worker:
+        loop.add_reader(sys.stdin, parent_is_gone)
     await serve(create_app(settings), listener, stop)
 
 
 class Signals:
-    """SIGTERM and SIGINT: at the start they end the process, later they ask it once to stop."""
+    """SIGTERM and SIGINT: at the start they end the process, later they do what `on_receipt` says."""
 
     def __init__(self) -> None:
+        self.on_receipt: Callable[[], None] | None = None
         self._deferred = False
         self._received = False
-        self._stop: asyncio.Event | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._receive)
 
@@ -73,35 +105,36 @@ class Signals:
             if self._received:
                 sys.exit(0)
 
-    def take(self) -> asyncio.Event:
-        """Return the event that is set from now on, in place of the end of the process."""
-        self._stop, self._loop = asyncio.Event(), asyncio.get_running_loop()
-        return self._stop
-
     def _receive(self, number: int, frame: FrameType | None) -> None:
         again, self._received = self._received, True
-        if self._loop is not None and self._stop is not None:
-            if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._stop.set)
+        if self.on_receipt is not None:
+            self.on_receipt()
         elif not self._deferred and not again:
             # Unwinds the start, and so stops an embedded PostgreSQL.
             sys.exit(0)
 
 
-def listen(settings: Settings) -> socket.socket:
-    """Return a socket that listens already, so that a taken port shows before a database is started."""
+def listen(settings: Settings, *, shared: bool = False) -> socket.socket:
+    """Return a socket that listens already, so that a taken port shows before a database is started.
+
+    A `shared` one lets others that are listen on the same port.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
         listener.listen(BACKLOG)
     except OSError as exc:
         if exc.errno == errno.EADDRINUSE:
-            raise StartError(f"PORT is {settings.port}, which is taken, expected a free one") from None
-        raise StartError(f"cannot listen on {settings.host}:{settings.port}: {exc.strerror}") from None
+            raise StartError(
+                f"PORT is {settings.port}, which is taken: try another, as in PORT=3001 make run"
+            ) from None
+        raise StartError(f"HOST is {settings.host}, where nothing can listen: {exc.strerror}") from None
     return listener
 
 

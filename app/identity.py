@@ -38,9 +38,16 @@ def by_headers(handler: Handler) -> Handler:
 
 
 def by_query(handler: Handler) -> Handler:
-    """Take the caller from `orgId` and `userId` in the query: `EventSource` cannot set headers."""
+    """Take the caller from `orgId` and `userId` in the query: `EventSource` cannot set headers.
+
+    Where a gateway has set the headers all the same, they must say the same.
+    """
 
     async def identified(request: web.Request) -> web.StreamResponse:
+        for header, name in (("x-org-id", "orgId"), ("x-user-id", "userId")):
+            for value in request.headers.getall(header, []):
+                if value.lower() != request.query.get(name, "").lower():
+                    raise ApiError(403, "Forbidden", f"{name} is another than {header}, expected the same.")
         return await admit(request, request.query, ("orgId", "userId"), handler)
 
     return identified
@@ -57,7 +64,7 @@ async def admit(
 
 def exactly_one(name: str, values: Sequence[str]) -> str:
     if len(values) != 1:
-        raise ApiError(401, "Unauthorized", f"The request has {len(values)} of {name}, expected exactly one.")
+        raise ApiError(401, "Unauthorized", f"{name} is given {len(values)} times, expected once.")
     return values[0]
 
 

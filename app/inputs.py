@@ -80,7 +80,9 @@ def read_page(request: web.Request) -> tuple[int, UUID | None]:
     """Return `limit` and `before` of the query."""
     limit = request.query.get("limit", str(PAGE_SIZE_DEFAULT))
     if not (limit.isascii() and limit.isdigit() and len(limit) < 9 and 1 <= int(limit) <= PAGE_SIZE_LIMIT):
-        raise ApiError(400, "Bad limit", f"limit is not a whole number, expected one from 1 to {PAGE_SIZE_LIMIT}.")
+        raise ApiError(
+            400, "Bad limit", f"limit is {limit[:20]!r}, expected a whole number from 1 to {PAGE_SIZE_LIMIT}."
+        )
     before = request.query.get("before")
     return int(limit), None if before is None else parse_uuid("before", before)
 

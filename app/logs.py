@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from contextvars import ContextVar
 from typing import Any
@@ -17,11 +18,12 @@ request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 # How a stream ended, for the "Request completed" line.
 OUTCOME: web.RequestKey[str] = web.RequestKey("outcome", str)
 
+PID = os.getpid()
 LEVELS = {"WARNING": "warn", "CRITICAL": "error"}
 
 
 class Formatter(JsonFormatter):
-    """Keys in a fixed order: timestamp, level, message, requestId, then what the line adds."""
+    """Keys in a fixed order: timestamp, level, message, requestId, pid, then what the line adds."""
 
     def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
         level = log_data.pop("levelname")
@@ -30,6 +32,7 @@ class Formatter(JsonFormatter):
             "level": LEVELS.get(level, level.lower()),
             "message": log_data.pop("message"),
             "requestId": log_data.pop("requestId", None) or request_id.get(),
+            "pid": PID,
         }
         if exception := log_data.pop("exc_info", None):
             log_data["exception"] = exception

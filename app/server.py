@@ -65,7 +65,12 @@ async def keep_turns(app: web.Application) -> AsyncIterator[None]:
     database = Database(settings.database_url, pool_size=settings.db_pool_size, timeout_s=settings.db_timeout_s)
     app[DATABASE] = database
     app[STORE] = store = Store(database)
-    app[TURNS] = turns = Turns(store, heartbeat_s=settings.heartbeat_s, write_timeout_s=settings.write_timeout_s)
+    app[TURNS] = turns = Turns(
+        store,
+        limit=settings.stream_limit,
+        heartbeat_s=settings.heartbeat_s,
+        write_timeout_s=settings.write_timeout_s,
+    )
     await database.open()
     await turns.guard()
     if settings.seed_demo:

@@ -93,6 +93,7 @@ class Settings:
     database_url: str | None = _setting(
         None, _database_url, "a URL like postgresql://user:password@host:5432/name", secret=True
     )
+    workers: int = _setting(1, *_whole(1, 64))
     data_dir: Path = _setting(DATA_DIR, Path, "a folder for the embedded PostgreSQL")
     seed_demo: bool | None = _setting(None, _switch, "0 or 1")
     log_level: str = _setting("info", *_choice("debug", "info", "warn", "error"))
@@ -103,7 +104,7 @@ class Settings:
     )
 
     sim_delay_ms: tuple[float, float] = _setting(
-        (10.0, 30.0), _milliseconds_range, "two numbers of milliseconds, as in 10-30"
+        (10.0, 30.0), _milliseconds_range, "two numbers of milliseconds, the smaller first, as in 10-30"
     )
     sim_seed: str | None = _setting(None, str, "any text")
 
@@ -114,6 +115,7 @@ class Settings:
     body_timeout_s: float = _setting(10.0, *_seconds(0.1))
     keepalive_timeout_s: float = _setting(75.0, *_seconds(0.1))
 
+    stream_limit: int = _setting(2_000, *_whole(1))
     heartbeat_s: float = _setting(15.0, *_seconds(0.1))
     write_timeout_s: float = _setting(30.0, *_seconds(0.1))
     shutdown_grace_s: float = _setting(5.0, *_seconds(0))

@@ -89,8 +89,9 @@ class Turn:
 class Turns:
     """The running turns, and the saves of those that ended."""
 
-    def __init__(self, store: Store, *, heartbeat_s: float, write_timeout_s: float) -> None:
+    def __init__(self, store: Store, *, limit: int, heartbeat_s: float, write_timeout_s: float) -> None:
         self._store = store
+        self._limit = limit
         self._heartbeat_s = heartbeat_s
         self._tick_s = min(0.5, heartbeat_s / 10, write_timeout_s / 10)
         self.stopping = False
@@ -111,10 +112,13 @@ class Turns:
         """Count `turn` as running: it is watched, and a stop waits for it.
 
         Raises:
-            ApiError: 503, the server is stopping.
+            ApiError: 503, the server is stopping, or runs as many turns as it may.
         """
         if self.stopping:
             raise stopping()
+        if len(self._running) >= self._limit:
+            message = f"The server is busy with {self._limit} replies, its limit; try again."
+            raise ApiError(503, "Busy", message, headers={"Retry-After": "5"})
         self._running.add(turn)
         self._none_running.clear()
         try:

@@ -18,6 +18,7 @@ import pytest
 from aiohttp.test_utils import TestServer
 
 from app.model import Conversation, Model
+from app.store import DEMO_ORG_ID
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,11 @@ class Rows:
             f"{tenant.user_id}@example.com",
         )
         return tenant
+
+    def forget_demo(self) -> None:
+        """Take the demo org and all that is in it out of the database."""
+        for table, key in (("messages", "org_id"), ("chats", "org_id"), ("users", "org_id"), ("orgs", "id")):
+            self(f"delete from {table} where {key} = %s", str(DEMO_ORG_ID))
 
     def close(self) -> None:
         self._connection.close()

@@ -361,7 +361,7 @@ async def test_malformed_http_is_400_and_one_log_line_without_its_bytes(
     assert await client.reader.readline() in (b"HTTP/1.1 400 Bad Request\r\n", b"HTTP/1.0 400 Bad Request\r\n")
     [record] = [record for record in caplog.records if quiet_bad_http(record)]
     line = json.loads(Formatter("%(levelname)s %(message)s", timestamp=True).format(record))
-    assert list(line) == ["timestamp", "level", "message", "requestId"]
+    assert list(line) == ["timestamp", "level", "message", "requestId", "pid"]
     assert (line["level"], line["message"]) == ("warn", "Malformed HTTP request")
 
 

@@ -134,7 +134,7 @@ async def test_identity_parameter_missing_or_sent_twice_is_401(
     params += [(parameter, tenant.query[parameter])] * times
     response = await client.get("/chat/stream", params=params)
     assert response.status == 401
-    assert f"{times} of {parameter}, expected exactly one" in (await response.json())["message"]
+    assert f"{parameter} is given {times} times, expected once." in (await response.json())["message"]
     assert rows.messages(tenant.org_id) == []
 
 
@@ -201,3 +201,14 @@ async def test_preflight_of_another_site_gets_no_permission(client: TestClient) 
         "/chat", headers={"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
     )
     assert "Access-Control-Allow-Origin" not in response.headers
+
+
+async def test_query_cannot_say_another_caller_than_the_gateways_headers(
+    client: TestClient, rows: Rows, tenant: Tenant
+) -> None:
+    other = rows.tenant()
+    params = {"message": "Hi", **tenant.query}
+    assert (await client.get("/chat/stream", params=params, headers=other.headers)).status == 403
+    assert (await client.get("/chat/stream", params=params, headers={"x-user-id": other.user_id})).status == 403
+    assert rows.messages(tenant.org_id) == []
+    assert (await client.get("/chat/stream", params=params, headers=tenant.headers)).status == 200

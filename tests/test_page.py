@@ -436,9 +436,9 @@ def add_chat(rows: Rows, tenant: Tenant, title: str, messages: int) -> str:
         messages,
     )
     rows(
-        "insert into messages (org_id, id, chat_id, position, role, content, status, finished_at)"
+        "insert into messages (org_id, id, chat_id, position, role, content, status, finished_at, server_id)"
         " select %s, gen_random_uuid(), %s, n, case n %% 2 when 1 then 'user' else 'assistant' end,"
-        " 'Message ' || n, 'complete', now() from generate_series(1, %s) as n",
+        " 'Message ' || n, 'complete', now(), case n %% 2 when 0 then 1 end from generate_series(1, %s) as n",
         tenant.org_id,
         chat_id,
         messages,

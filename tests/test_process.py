@@ -260,6 +260,7 @@ def test_half_sent_body_does_not_hold_up_the_stop(start: Processes, postgres_url
 
 
 def test_demo_data_is_seeded_only_where_it_is_asked_for(start: Processes, postgres_url: str, rows: Rows) -> None:
+    rows.forget_demo()
     process = start(DATABASE_URL=postgres_url)
     base = process.listening()
     assert rows("select 1 from users where email = 'demo@example.com'") == []
@@ -271,14 +272,17 @@ def test_demo_data_is_seeded_only_where_it_is_asked_for(start: Processes, postgr
     assert rows("select org_id::text, id::text from users where email = 'demo@example.com'") == [
         (str(DEMO_ORG_ID), str(DEMO_USER_ID))
     ]
-    rows("delete from users where email = 'demo@example.com'")
+    rows.forget_demo()
 
 
 def test_taken_port_is_one_line_before_a_database_is_made(start: Processes, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         process = start(PORT=str(port), DATA_DIR=str(tmp_path / "data"))
-        assert process.end() == (1, f"llm-app: PORT is {port}, which is taken, expected a free one\n")
+        assert process.end() == (
+            1,
+            f"llm-app: PORT is {port}, which is taken: try another, as in PORT=3001 make run\n",
+        )
     assert not (tmp_path / "data").exists()
 
 
@@ -310,18 +314,18 @@ def test_log_lines_are_json_with_these_keys_and_no_text(
         stream.read()
     process.popen.terminate()
     process.end()
-    assert [list(line)[:4] for line in process.lines] == [["timestamp", "level", "message", "requestId"]] * len(
-        process.lines
-    )
+    assert [list(line)[:5] for line in process.lines] == [
+        ["timestamp", "level", "message", "requestId", "pid"]
+    ] * len(process.lines)
     first = [line for line in process.lines if line["requestId"] == request_id]
     assert [(line["level"], line["message"]) for line in first] == [
         ("info", "Starting stream"),
         ("info", "Stream completed"),
         ("info", "Request completed"),
     ]
-    assert list(first[0])[4:] == ["textLength"]
-    assert list(first[1])[4:] == ["tokensStreamed", "totalLength"]
-    assert list(first[2])[4:] == ["method", "path", "status", "durationMs", "outcome"]
+    assert list(first[0])[5:] == ["textLength"]
+    assert list(first[1])[5:] == ["tokensStreamed", "totalLength"]
+    assert list(first[2])[5:] == ["method", "path", "status", "durationMs", "outcome"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first[0]["timestamp"])
     assert "Marmalade" not in str(process.lines)
 
@@ -365,7 +369,7 @@ def test_first_start_that_was_killed_is_one_line_that_says_what_to_do(start: Pro
     (data / "PG_VERSION").write_text("18\n")
     code, terminal = start(DATA_DIR=str(data)).end()
     assert code == 1
-    assert terminal == f"llm-app: the first start of the database in {data} was cut short: remove the folder\n"
+    assert terminal == f"llm-app: the first start of the database in {data} was cut short: rm -rf {data}\n"
 
 
 def test_signal_is_taken_while_another_server_migrates(start: Processes, postgres_url: str, rows: Rows) -> None:
@@ -421,3 +425,68 @@ def test_model_that_ignores_its_end_holds_up_neither_the_stop_nor_the_save(
         process.popen.terminate()
         assert process.end()[0] == 0
     assert rows.messages(tenant.org_id)[1] == ("assistant", "word ", "interrupted")
+
+
+def workers_of(process: Process) -> list[psutil.Process]:
+    return [child for child in psutil.Process(process.popen.pid).children() if "worker" in child.cmdline()]
+
+
+def test_workers_share_the_port_and_stop_together(
+    start: Processes, postgres_url: str, rows: Rows, tenant: Tenant
+) -> None:
+    process = start(DATABASE_URL=postgres_url, WORKERS="3", SHUTDOWN_GRACE_S="0.5", SIM_DELAY_MS="50-50")
+    lines = [process.wait_for("Listening") for _ in range(3)]
+    assert len({line["address"] for line in lines}) == 1
+    base = f"http://{lines[0]['address']}"
+    assert {line["pid"] for line in lines} == {worker.pid for worker in workers_of(process)}
+
+    streams = [ask(base, tenant) for _ in range(24)]
+    for stream in streams:
+        stream.readline()
+    # 1 of 3 ** 23 that all connections go to one worker by chance.
+    assert len({process.wait_for("Starting stream")["pid"] for _ in range(24)}) > 1
+    process.popen.terminate()
+    for stream in streams:
+        with stream:
+            assert b"The server is stopping" in stream.read()
+    assert process.end()[0] == 0
+    assert {status for _, _, status in rows.messages(tenant.org_id)[1::2]} == {"interrupted"}
+
+
+def test_worker_that_is_killed_is_replaced_and_its_replies_are_closed_by_the_others(
+    start: Processes, postgres_url: str, rows: Rows, tenant: Tenant
+) -> None:
+    process = start(DATABASE_URL=postgres_url, WORKERS="2", SIM_DELAY_MS="100-100")
+    lines = [process.wait_for("Listening") for _ in range(2)]
+    base = f"http://{lines[0]['address']}"
+    streams = [ask(base, tenant) for _ in range(8)]
+    for stream in streams:
+        stream.readline()
+    victim = process.wait_for("Starting stream")["pid"]
+    psutil.Process(victim).kill()
+    assert process.wait_for("Worker died")["workerPid"] == victim
+    assert process.wait_for("Listening")["pid"] != victim
+    deadline_s = time.monotonic() + 8
+    while not any(status == "interrupted" for _, _, status in rows.messages(tenant.org_id)):
+        assert time.monotonic() < deadline_s
+    for stream in streams:
+        stream.close()
+    assert status_of(f"{base}/ready") == 200
+    process.popen.terminate()
+    assert process.end()[0] == 0
+
+
+def test_folder_that_cannot_hold_the_database_is_one_line_and_left_alone(start: Processes, tmp_path: Path) -> None:
+    spaced, used, a_file = tmp_path / "a b", tmp_path / "used", tmp_path / "file"
+    used.mkdir()
+    (used / "mine").touch()
+    a_file.touch()
+    for data, reason in (
+        (spaced, "expected a path without blanks and quotes"),
+        (used, "which holds other files, expected an empty folder"),
+        (a_file, "which cannot be a folder: File exists"),
+    ):
+        code, terminal = start(DATA_DIR=str(data)).end()
+        assert (code, terminal) == (1, f"llm-app: DATA_DIR is '{data}', {reason}\n")
+    assert not spaced.exists()
+    assert [path.name for path in used.iterdir()] == ["mine"]

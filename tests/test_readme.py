@@ -19,8 +19,6 @@ from conftest import StartServer
 from playwright.async_api import async_playwright
 from support import Rows, Tenant, says
 
-from app.store import DEMO_ORG_ID, DEMO_USER_ID
-
 README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
 
 
@@ -45,9 +43,7 @@ async def test_curl_line_gives_the_bytes_shown(start_server: StartServer, rows: 
     shown = snippet("", '"fullText"')
     pattern = re.escape(shown.strip()).replace("…", "[0-9a-f-]{36}")
     assert re.fullmatch(pattern, out.decode().strip())
-    rows("delete from messages where org_id = %s", str(DEMO_ORG_ID))
-    rows("delete from chats where org_id = %s", str(DEMO_ORG_ID))
-    rows("delete from users where id = %s", str(DEMO_USER_ID))
+    rows.forget_demo()
 
 
 def test_error_event_shown_is_the_one_sent() -> None:

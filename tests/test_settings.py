@@ -51,8 +51,16 @@ def test_value_is_taken(key: str, value: str, parsed: Any) -> None:
         ("PORT", "65536", "PORT is '65536', expected a whole number from 0 to 65535"),
         ("PORT", "-1", "PORT is '-1', expected a whole number from 0 to 65535"),
         ("HOST", "a b", "HOST is 'a b', expected a host name or an IP address to listen on"),
-        ("SIM_DELAY_MS", "30-10", "SIM_DELAY_MS is '30-10', expected two numbers of milliseconds, as in 10-30"),
-        ("SIM_DELAY_MS", "20", "SIM_DELAY_MS is '20', expected two numbers of milliseconds, as in 10-30"),
+        (
+            "SIM_DELAY_MS",
+            "30-10",
+            "SIM_DELAY_MS is '30-10', expected two numbers of milliseconds, the smaller first, as in 10-30",
+        ),
+        (
+            "SIM_DELAY_MS",
+            "20",
+            "SIM_DELAY_MS is '20', expected two numbers of milliseconds, the smaller first, as in 10-30",
+        ),
         ("LOG_LEVEL", "loud", "LOG_LEVEL is 'loud', expected one of debug, info, warn, error"),
         ("HEARTBEAT_S", "nan", "HEARTBEAT_S is 'nan', expected a number of seconds from 0.1 to 86400"),
         ("WRITE_TIMEOUT_S", "0", "WRITE_TIMEOUT_S is '0', expected a number of seconds from 0.1 to 86400"),

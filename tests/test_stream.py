@@ -428,3 +428,20 @@ async def test_stream_logs_its_start_and_its_end_without_the_text(
     assert request.outcome == "complete"
     assert request.durationMs > 0
     assert "Marmalade" not in caplog.text + str([vars(record) for record in caplog.records])
+
+
+async def test_turn_beyond_the_limit_is_503_at_once_and_those_that_run_go_on(
+    start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant
+) -> None:
+    model = Gated()
+    client = await aiohttp_client(await start_server(model=model, stream_limit=2))
+    streams = [await client.post("/chat/stream", json={"message": "Hi"}, headers=tenant.headers) for _ in range(2)]
+    for path in ("/chat", "/chat/stream"):
+        refused = await client.post(path, json={"message": "Hi"}, headers=tenant.headers)
+        assert (refused.status, refused.headers["Retry-After"]) == (503, "5")
+        assert (await refused.json())["message"] == "The server is busy with 2 replies, its limit; try again."
+    assert len(rows.messages(tenant.org_id)) == 4
+    model.go(2)
+    for stream in streams:
+        assert await stream.content.readuntil(b"\n\n")
+        stream.close()
