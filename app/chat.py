@@ -21,9 +21,9 @@ from app.inputs import Question, check_question, read_page, read_question
 from app.logs import OUTCOME
 from app.model import Conversation, Message, Model, Reply, excerpt
 from app.settings import SETTINGS
-from app.sse import ClientGone, EventStream, encode_event, encode_numbered_tokens, encode_tokens
+from app.sse import ClientGone, EventStream, encode_event, encode_id, encode_numbered_tokens, encode_tokens
 from app.store import STORE, FinalStatus, storable
-from app.turns import TURNS, Turn, stopping
+from app.turns import MODEL_CLOSE_TIMEOUT_S, TURNS, Turn, stopping
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +31,6 @@ MODEL: web.AppKey[Model] = web.AppKey("model")
 
 # A write does not yield by itself, so a model that never waits would keep the event loop to itself.
 TOKENS_BEFORE_YIELD = 32
-
-MODEL_CLOSE_TIMEOUT_S = 2.0
 
 
 class Opened(NamedTuple):
@@ -50,6 +48,9 @@ async def send(request: web.Request) -> web.Response:
         status, stored = await run_turn(request, turn, Conversation(opened.messages, stream=False))
     if status == "interrupted":
         raise stopping()
+    if status == "disconnected":
+        # nginx's status for this; nobody reads it but the log.
+        raise ApiError(499, "Client closed request", failure(status, stored))
     if status != "complete":
         raise ApiError(502, "Reply failed", failure(status, stored))
     if not stored:
@@ -93,6 +94,8 @@ async def stream_reply(request: web.Request, question: Question, *, numbered: bo
         )
         if status == "disconnected":
             return response
+        if not response.prepared:
+            raise stopping()
         last: dict[str, object] = {"error": "Stream failed", "message": failure(status, stored)}
         if status == "complete" and stored:
             last = {
@@ -139,6 +142,10 @@ async def relay(request: web.Request, turn: Turn, conversation: Conversation, nu
     try:
         if response is not None:
             await response.prepare(request)
+            if numbered:
+                # Sets the last event id without an event: an EventSource that loses the connection before the
+                # first token comes back with it, and does not ask again.
+                response.send(encode_id(f"{message_id}:0"))
         reply = request.app[MODEL](conversation)
         turn.total_tokens = getattr(reply, "total_tokens", None)
         if response is not None:
@@ -150,11 +157,8 @@ async def relay(request: web.Request, turn: Turn, conversation: Conversation, nu
                     continue
                 turn.pieces.append(piece)
                 if response is not None:
-                    if numbered:
-                        data = encode_numbered_tokens(piece, message_id, sent)
-                        sent += len(piece)
-                    else:
-                        data = encode_tokens(piece)
+                    data = encode_numbered_tokens(piece, message_id, sent) if numbered else encode_tokens(piece)
+                    sent += len(piece)
                     if response.send(data):
                         await response.drain()
                 if len(turn.pieces) % TOKENS_BEFORE_YIELD == 0:
@@ -163,15 +167,14 @@ async def relay(request: web.Request, turn: Turn, conversation: Conversation, nu
             await close_model(reply)
     except ClientGone:
         return "disconnected"
-    except asyncio.CancelledError:
+    except (Exception, asyncio.CancelledError) as exc:
         task = asyncio.current_task()
-        if task is not None and task.cancelling():
+        if isinstance(exc, asyncio.CancelledError) and task is not None and task.cancelling():
             raise
-        # Not us: the model, or something that it waited for, was cancelled.
-        log.exception("Stream failed", extra={"tokensStreamed": len(turn.pieces)})
-        return "failed"
-    except Exception:
-        log.exception("Stream failed", extra={"tokensStreamed": len(turn.pieces)})
+        # A CancelledError that is not ours: something that the model waited for was cancelled.
+        log.exception(
+            "Stream failed" if response is not None else "Reply failed", extra={"tokensStreamed": len(turn.pieces)}
+        )
         return "failed"
     return "complete"
 
@@ -283,7 +286,7 @@ def failure(status: FinalStatus, stored: bool) -> str:
     }[status]
     if stored:
         return f"{what}; what it said so far is saved."
-    return f"{what}, but it could not be saved yet: the database is away."
+    return f"{what}, but it could not be saved."
 
 
 def iso(moment: datetime) -> str:
@@ -293,7 +296,7 @@ def iso(moment: datetime) -> str:
 
 def log_disconnect(turn: Turn) -> None:
     log.warning(
-        "Client disconnected during stream",
+        "Client disconnected during stream" if turn.stream is not None else "Client disconnected",
         extra={"tokensStreamed": len(turn.pieces)} | known(totalTokens=turn.total_tokens),
     )
 

@@ -17,8 +17,10 @@ import psycopg2.extras
 import yoyo
 from aiohttp import web
 from psycopg2.errors import QueryCanceled, ReadOnlySqlTransaction
+from psycopg2.extensions import parse_dsn
 
 from app.errors import ApiError, StartError
+from app.settings import DATABASE_URL
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +115,10 @@ class Database:
             application_name="llm-app",
             on_connect=self._prepare,
             # Each statement is written for one plan, whatever its parameters; so none is planned twice.
-            options=f"-c statement_timeout={int(self._timeout_s * 1000)} -c plan_cache_mode=force_generic_plan",
+            options=(
+                f"{parse_dsn(self._url).get('options', '')} -c statement_timeout={int(self._timeout_s * 1000)}"
+                " -c plan_cache_mode=force_generic_plan"
+            ),
         )
 
     async def _prepare(self, connection: aiopg.Connection) -> None:
@@ -169,7 +174,13 @@ class Database:
         try:
             async with pool.acquire() as connection, connection.cursor() as cursor:
                 sent = True
-                await cursor.execute(self._executes[name], params)
+                try:
+                    await cursor.execute(self._executes[name], params)
+                except psycopg2.errors.FeatureNotSupported:
+                    # "cached plan must not change result type": what it has prepared is older than the schema.
+                    # Refused before it ran, so that another connection may run it.
+                    await connection.close()
+                    raise ConnectionLost(sent=False) from None
                 return await cursor.fetchall() if cursor.description else ()
         except TimeoutError:
             _log_outage(name, f"no answer in {self._timeout_s:g} s")
@@ -214,16 +225,20 @@ def _log_outage(name: str, cause: str) -> None:
     log.warning("Database unavailable", extra={"statement": name, "cause": cause})
 
 
-def migrate(url: str, *, timeout_s: float) -> int:
-    """Bring the schema up to date and return how many migrations were applied. Blocks.
+def migrate(url: str, *, timeout_s: float) -> None:
+    """Bring the schema up to date. Blocks.
 
     Raises:
         StartError: the database cannot be reached within `timeout_s`, or another server keeps migrating it.
     """
     try:
+        parse_dsn(url)
+    except psycopg2.ProgrammingError:
+        # Its text quotes the URL, and so the password.
+        raise StartError(f"DATABASE_URL is (not shown), expected {DATABASE_URL}") from None
+    try:
         guard = psycopg2.connect(url, connect_timeout=max(2, int(timeout_s)))
     except psycopg2.OperationalError as exc:
-        # libpq names host, port, user and database here, never the password.
         reason = " ".join(str(exc).split())
         raise StartError(f"the database of DATABASE_URL cannot be reached: {reason}") from None
     try:
@@ -234,7 +249,7 @@ def migrate(url: str, *, timeout_s: float) -> int:
             # Not pg_advisory_lock: no signal is handled while libpq waits.
             while not locked:
                 cursor.execute("select pg_try_advisory_lock(%s)", (MIGRATION_LOCK,))
-                [locked] = cursor.fetchone() or [False]
+                locked = cursor.fetchall()[0][0]
                 if not locked:
                     if time.monotonic() > deadline_s:
                         raise StartError(f"another server has been migrating for {MIGRATION_WAIT_S:g} s")
@@ -244,12 +259,13 @@ def migrate(url: str, *, timeout_s: float) -> int:
         try:
             # Under our lock, yoyo's own can only be what a killed server left behind.
             backend.break_lock()
-            pending = backend.to_apply(migrations)
             with backend.lock():
-                backend.apply_migrations(pending)
-            return len(pending)
+                backend.apply_migrations(backend.to_apply(migrations))
         finally:
             backend.connection.close()
+    except psycopg2.Error as exc:
+        cause = f"{type(exc).__name__} {exc.pgcode or ''}".rstrip()
+        raise StartError(f"the database cannot be migrated: {cause}; may its user create tables?") from None
     finally:
         guard.close()
 

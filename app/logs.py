@@ -59,7 +59,7 @@ def configure(level: str) -> None:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(Formatter("%(levelname)s %(message)s", timestamp=True))
     handler.addFilter(quiet_bad_http)
-    logging.basicConfig(level=level.upper().replace("WARN", "WARNING"), handlers=[handler], force=True)
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
     # What no line shows need not be found out for each (Logging HOWTO, "Optimization").
     logging._srcfile = None

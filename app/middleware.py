@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 import time
@@ -36,8 +35,6 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         response = error_response(request, exc)
     except web.HTTPException as exc:
         response = error_response(request, translate(request, exc))
-    except asyncio.CancelledError:
-        raise
     except Exception:
         log.exception("Request failed")
         response = error_response(request, ApiError(500, "Internal error", "The server failed; it is logged."))

@@ -1,7 +1,7 @@
 """The seam: what a model is, and the simulated one.
 
-A real model is one async generator function from a `Conversation` to pieces of text; `__main__.py` names it
-in one place. Closing the generator (`aclose`) must stop the work, and so the bill.
+A real model is one async generator function from a `Conversation` to pieces of text; `server.py` names it in
+one place. Closing the generator (`aclose`) must stop the work, and so the bill.
 """
 
 from __future__ import annotations

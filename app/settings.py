@@ -14,6 +14,7 @@ from app.errors import StartError
 
 T = TypeVar("T")
 
+DATABASE_URL = "a URL like postgresql://user:password@host:5432/name (in a password, %, @, : and / are escaped)"
 DATA_DIR = Path(".data")
 MAX_INT = 2**31 - 1
 ORIGIN = re.compile(r"null|[a-z][a-z0-9+.-]*://[^/\s,?#]+", re.IGNORECASE)
@@ -62,7 +63,8 @@ def _host(value: str) -> str:
 
 
 def _database_url(value: str) -> str:
-    if not re.match(r"postgres(ql)?://", value):
+    # Stricter than libpq, whose messages show what it takes for a host: the rest of a password with an @ or a /.
+    if not re.fullmatch(r"postgres(ql)?://([^@/?]*@)?[^@/?]*(/[^@/?]*)?(\?[^@]*)?", value):
         raise ValueError
     return value
 
@@ -90,9 +92,7 @@ class Settings:
 
     host: str = _setting("127.0.0.1", _host, "a host name or an IP address to listen on")
     port: int = _setting(3000, *_whole(0, 65_535))
-    database_url: str | None = _setting(
-        None, _database_url, "a URL like postgresql://user:password@host:5432/name", secret=True
-    )
+    database_url: str | None = _setting(None, _database_url, DATABASE_URL, secret=True)
     workers: int = _setting(1, *_whole(1, 64))
     data_dir: Path = _setting(DATA_DIR, Path, "a folder for the embedded PostgreSQL")
     seed_demo: bool | None = _setting(None, _switch, "0 or 1")

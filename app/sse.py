@@ -18,8 +18,7 @@ from aiohttp.http_writer import HttpVersion11, StreamWriter
 
 PING = b": ping\n\n"
 
-# Where asyncio's transports, and uvloop's, begin to hold their writers back.
-HIGH_WATER_BYTES = 65_536
+WORD_CHARS = 32
 
 # White space before a word travels as an event of its own.
 PART = re.compile(r"\s+|\S+")
@@ -34,19 +33,34 @@ def encode_event(payload: Mapping[str, object], event_id: str | None = None) -> 
     Raises:
         ValueError: `event_id` holds a line break or NUL, which would forge a field.
     """
-    if event_id is None:
-        return f"data: {encode_json(payload)}\n\n".encode("ascii")
+    data = f"data: {encode_json(payload)}\n\n".encode("ascii")
+    return data if event_id is None else encode_id(event_id)[:-1] + data
+
+
+def encode_id(event_id: str) -> bytes:
+    """Return a block that sets the last event id and dispatches no event.
+
+    Raises:
+        ValueError: as `encode_event`.
+    """
     if any(forged in event_id for forged in "\r\n\0"):
         raise ValueError("event id holds a line break or NUL")
-    return f"id: {event_id}\ndata: {encode_json(payload)}\n\n".encode("ascii")
+    return f"id: {event_id}\n\n".encode("ascii")
 
 
-@lru_cache(maxsize=4096)
 def encode_tokens(text: str) -> bytes:
     """Return the token events of one piece of a reply: each word, and each run of white space."""
+    # Words recur; long pieces would only fill the memory.
+    return _encode_word(text) if len(text) <= WORD_CHARS else _encode(text)
+
+
+def _encode(text: str) -> bytes:
     return "".join(
         [f'data: {{"token":{encode_json(part)},"done":false}}\n\n' for part in PART.findall(text)]
     ).encode("ascii")
+
+
+_encode_word = lru_cache(maxsize=4096)(_encode)
 
 
 def encode_numbered_tokens(text: str, message_id: str, sent: int) -> bytes:
@@ -119,7 +133,7 @@ class EventStream(web.StreamResponse):
             raise ClientGone
         transport.write(b"%x\r\n%b\r\n" % (len(data), data) if writer.chunked else data)
         self._sends += 1
-        return transport.get_write_buffer_size() > HIGH_WATER_BYTES
+        return writer.protocol.writing_paused
 
     async def drain(self) -> None:
         """Wait until the peer has read most of what was sent."""

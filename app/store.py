@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import datetime
-from functools import lru_cache
 from typing import Any, Literal, Protocol
 from uuid import UUID
 
@@ -111,7 +110,6 @@ class Store:
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
-@lru_cache(maxsize=4096)
 def storable(text: str) -> str:
     """Return `text` as PostgreSQL can hold it: U+FFFD in place of NUL and of lone surrogates."""
     return UNSTORABLE.sub("\ufffd", text)

@@ -28,14 +28,15 @@ LATE_OPEN_S = 60.0
 # How often a server looks for replies that dead ones left open.
 SWEEP_S = 3.0
 
+# For a model to stop its work when its turn is interrupted.
+MODEL_CLOSE_TIMEOUT_S = 2.0
+
 # For interrupted turns to save their replies and tell their clients.
-LAST_WORDS_S = 2.0
+LAST_WORDS_S = MODEL_CLOSE_TIMEOUT_S + 0.5
 
 
 class Turn:
     """One question and the reply to it, from before `turn_open` to after `turn_close`."""
-
-    __slots__ = ("_task", "_transport", "interrupted_by", "org_id", "pieces", "reply_id", "stream", "total_tokens")
 
     def __init__(self, request: web.Request, org_id: UUID) -> None:
         self.org_id = org_id
@@ -46,6 +47,7 @@ class Turn:
         self.total_tokens: int | None = None
         self.stream: EventStream | None = None
         self.interrupted_by: FinalStatus | None = None
+        self._cut_off_s = 0.0
         self._transport = request.transport
         self._task: asyncio.Task[FinalStatus] | None = None
 
@@ -72,8 +74,15 @@ class Turn:
             self._task = None
 
     def interrupt(self, status: FinalStatus) -> None:
-        """End the turn with this status where it waits, or before it begins to. May be repeated."""
-        self.interrupted_by = self.interrupted_by or status
+        """End the turn with this status where it waits, or before it begins to.
+
+        To be repeated for one that does not end: after the time that its model has to close, it is cut off.
+        """
+        now_s = asyncio.get_running_loop().time()
+        if self.interrupted_by is None:
+            self.interrupted_by, self._cut_off_s = status, now_s + MODEL_CLOSE_TIMEOUT_S
+        elif now_s < self._cut_off_s:
+            return
         if self._task is not None:
             self._task.cancel()
 
@@ -146,7 +155,11 @@ class Turns:
         while True:
             await asyncio.sleep(self._tick_s)
             for turn in list(self._running):
-                turn.look(now_s(), self._heartbeat_s)
+                try:
+                    turn.look(now_s(), self._heartbeat_s)
+                except Exception:
+                    log.exception("Watch failed")
+                    turn.interrupt("failed")
 
     async def guard(self) -> None:
         """Show that this server lives, and close what dead ones left open.
@@ -171,7 +184,12 @@ class Turns:
                 log.exception("Guard failed")
 
     async def drain(self, grace_s: float) -> None:
-        """Refuse new turns, let the running ones end by themselves for `grace_s`, then interrupt the rest."""
+        """Refuse new turns, let the running ones end by themselves for `grace_s`, then interrupt the rest.
+
+        A second call does nothing.
+        """
+        if self.stopping:
+            return
         self.stopping = True
         with suppress(TimeoutError):
             await asyncio.wait_for(self._none_running.wait(), grace_s)
@@ -216,7 +234,9 @@ class Turns:
             except DatabaseAway:
                 pass
             except Exception:
+                # Not an outage, so the next try would fail as this one did.
                 log.exception("Reply not saved", extra={"messageId": str(turn.reply_id)})
+                settled = True
             if not tried.done():
                 tried.set_result(stored)
             if settled or last_call:

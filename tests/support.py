@@ -7,8 +7,8 @@ import json
 import logging
 import socket
 import uuid
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -67,6 +67,20 @@ class Rows:
             f"{tenant.user_id}@example.com",
         )
         return tenant
+
+    @contextmanager
+    def locked(self, table: str) -> Iterator[None]:
+        """Keep others from writing to a table."""
+        self("begin")
+        self(f"lock table {table} in exclusive mode")
+        try:
+            yield
+        finally:
+            self("commit")
+
+    def waiting(self) -> int:
+        """Return how many others wait for the lock of a table."""
+        return len(self("select 1 from pg_locks where not granted and locktype = 'relation'"))
 
     def forget_demo(self) -> None:
         """Take the demo org and all that is in it out of the database."""

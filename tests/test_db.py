@@ -155,7 +155,7 @@ async def test_database_that_goes_away_during_the_stream_stops_no_token_and_done
     assert model.said == 5
     assert last == {
         "error": "Stream failed",
-        "message": "The reply is complete, but it could not be saved yet: the database is away.",
+        "message": "The reply is complete, but it could not be saved.",
     }
     assert logged(caplog, "Stream completed") == []
 
@@ -214,17 +214,13 @@ async def test_statement_that_postgresql_gives_up_is_503_and_not_an_empty_answer
 ) -> None:
     server = await start_server()
     client = await aiohttp_client(server)
-    rows("begin")
-    rows("lock table chats in exclusive mode")
-    try:
+    with rows.locked("chats"):
         answer = asyncio.ensure_future(client.post("/chat", json={"message": "Hi"}, headers=tenant.headers))
         [(pid,)] = await eventually(
             lambda: rows("select pid from pg_locks where not granted and locktype = 'relation'")
         )
         rows("select pg_cancel_backend(%s)", pid)
         response = await answer
-    finally:
-        rows("commit")
     assert response.status == 503
     [record] = logged(caplog, "Database unavailable")
     assert (record.statement, record.cause) == ("turn_open", "statement_timeout")
@@ -235,12 +231,8 @@ async def test_statement_that_waits_longer_than_the_timeout_is_503(
     start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant
 ) -> None:
     client = await aiohttp_client(await start_server(db_timeout_s=0.3))
-    rows("begin")
-    rows("lock table chats in exclusive mode")
-    try:
+    with rows.locked("chats"):
         response = await client.post("/chat", json={"message": "Hi"}, headers=tenant.headers)
-    finally:
-        rows("commit")
     assert response.status == 503
 
 
@@ -375,7 +367,10 @@ def test_migration_runs_again_without_effect_and_breaks_the_lock_of_a_killed_one
     postgres_url: str, rows: Rows
 ) -> None:
     rows("insert into yoyo_lock (locked, ctime, pid) values (1, now(), 1)")
-    assert db.migrate(postgres_url, timeout_s=5) == 0
+    applied = rows("select migration_id, applied_at_utc from _yoyo_migration")
+    db.migrate(postgres_url, timeout_s=5)
+    assert rows("select migration_id, applied_at_utc from _yoyo_migration") == applied
+    assert rows("select 1 from yoyo_lock") == []
 
 
 def test_unreachable_database_is_one_line_without_the_password() -> None:
@@ -483,3 +478,47 @@ async def test_lock_that_shows_a_server_lives_is_taken_again_after_its_connectio
     await eventually(lambda: rows(held, turns.server_id) == [])
     await turns.guard()
     assert len(rows(held, turns.server_id)) == 1
+
+
+def test_malformed_url_is_one_line_without_the_password() -> None:
+    with pytest.raises(db.StartError) as caught:
+        db.migrate("postgresql://app:100%secret@h/d", timeout_s=2)
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_user_who_may_not_create_tables_is_told_so(postgres_url: str, rows: Rows) -> None:
+    rows("create database bare")
+    rows("create role reader login")
+    with pytest.raises(db.StartError, match="may its user create tables"):
+        db.migrate(postgres_url.replace("postgres:@/llm_app", "reader:@/bare"), timeout_s=5)
+    rows("drop database bare")
+    rows("drop role reader")
+
+
+async def test_schema_changed_under_a_running_server_costs_no_request(
+    start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant
+) -> None:
+    client = await aiohttp_client(await start_server())
+    assert (await client.get("/chats", headers=tenant.headers)).status == 200
+    rows("alter table chats alter title type varchar(500)")
+    try:
+        assert (await client.get("/chats", headers=tenant.headers)).status == 200
+    finally:
+        rows("alter table chats alter title type text")
+
+
+async def test_save_that_the_database_refuses_is_given_up_and_the_client_told(
+    start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = await aiohttp_client(await start_server(model=says("Quince")))
+    rows("alter table messages add constraint sober check (content <> 'Quince') not valid")
+    try:
+        stream = await client.post("/chat/stream", json={"message": "Hi"}, headers=tenant.headers)
+        assert events(await stream.read())[-1]["message"] == "The reply is complete, but it could not be saved."
+        plain = await client.post("/chat", json={"message": "Hi"}, headers=tenant.headers)
+        assert plain.status == 503
+    finally:
+        rows("alter table messages drop constraint sober")
+    assert len(logged(caplog, "Reply not saved")) == 2
+    assert "Quince" not in caplog.text

@@ -174,13 +174,11 @@ async def test_disconnect_while_the_turn_is_opened_saves_an_empty_reply(
     start_server: StartServer, rows: Rows, tenant: Tenant, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = await start_server(model=says("word "))
-    rows("begin")
-    rows("lock table chats in exclusive mode")
-    client = await RawClient.connect(server)
-    client.send(post("/chat/stream", b'{"message": "Hi"}', tenant))
-    await eventually(lambda: rows("select 1 from pg_locks where not granted and locktype = 'relation'") or None)
-    client.reset()
-    rows("commit")
+    with rows.locked("chats"):
+        client = await RawClient.connect(server)
+        client.send(post("/chat/stream", b'{"message": "Hi"}', tenant))
+        await eventually(lambda: rows.waiting() == 1)
+        client.reset()
     [request] = await eventually(lambda: logged(caplog, "Request completed"))
     assert request.outcome == "disconnected"
     assert rows.messages(tenant.org_id)[1] == ("assistant", "", "disconnected")

@@ -106,7 +106,7 @@ async def test_schema_refuses_rows_that_point_into_another_org(
         rows("update chats set user_id = %s where id = %s", other.user_id, chat_id)
 
 
-@pytest.mark.parametrize("path", ["/chat", "/chat/stream", "/chats"])
+@pytest.mark.parametrize("path", ["/chat", "/chat/stream", "/chats", f"/chats/{uuid4()}/messages"])
 @pytest.mark.parametrize("header", ["x-org-id", "x-user-id"])
 @pytest.mark.parametrize("times", [0, 2])
 async def test_identity_header_missing_or_sent_twice_is_401(
@@ -114,7 +114,7 @@ async def test_identity_header_missing_or_sent_twice_is_401(
 ) -> None:
     lines = [f"{name}: {value}\r\n" for name, value in tenant.headers.items() if name != header]
     lines += [f"{header}: {tenant.headers[header]}\r\n"] * times
-    method = "GET" if path == "/chats" else "POST"
+    method = "GET" if path.startswith("/chats") else "POST"
     client = await RawClient.connect(server)
     client.send(
         f"{method} {path} HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: 17\r\n"

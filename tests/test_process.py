@@ -355,7 +355,8 @@ def test_first_start_that_is_stopped_can_be_started_again(
     with suppress(subprocess.TimeoutExpired):
         process.popen.wait(delay_s)
     process.popen.terminate()
-    assert process.end()[0] in (0, -signal.SIGTERM)
+    code, terminal = process.end()
+    assert code in (0, -signal.SIGTERM), terminal
     assert [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(p.info["cmdline"])] == []
     process = start(DATA_DIR=str(tmp_path / "data"))
     process.listening()

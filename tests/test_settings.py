@@ -74,7 +74,8 @@ def test_value_is_taken(key: str, value: str, parsed: Any) -> None:
         (
             "DATABASE_URL",
             "mysql://u:secret@h/d",
-            "DATABASE_URL is (not shown), expected a URL like postgresql://user:password@host:5432/name",
+            "DATABASE_URL is (not shown), expected a URL like postgresql://user:password@host:5432/name"
+            " (in a password, %, @, : and / are escaped)",
         ),
     ],
 )
@@ -93,3 +94,10 @@ def test_readme_lists_every_setting_and_no_other() -> None:
     table = README.split("## Settings")[1].split("\n## ")[0]
     listed = {line.split("`")[1] for line in table.splitlines() if line.startswith("| `")}
     assert listed == {setting.name.upper() for setting in fields(Settings)}
+
+
+@pytest.mark.parametrize("password", ["p@secret", "p/secret", "p?secret@"])
+def test_password_that_is_not_escaped_is_refused_and_not_shown(password: str) -> None:
+    with pytest.raises(StartError) as caught:
+        Settings.from_environ({"DATABASE_URL": f"postgresql://user:{password}@host/name"})
+    assert "secret" not in str(caught.value)

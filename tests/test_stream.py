@@ -7,14 +7,16 @@ import time
 from typing import Any
 
 import pytest
+from aiohttp import TCPConnector
 from aiohttp.test_utils import TestClient, TestServer
 from conftest import StartServer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import Gated, RawClient, Rows, Tenant, events, logged, post, says
+from support import Gated, RawClient, Rows, Tenant, events, eventually, logged, post, says
 
 from app.model import Conversation
 from app.store import storable
+from app.turns import TURNS
 
 HELLO = says("Hello", " world")
 
@@ -110,6 +112,7 @@ async def test_event_source_stream_numbers_each_event_by_code_points(
     assert (
         body
         == (
+            f"id: {message_id}:0\n\n"
             f'id: {message_id}:3\ndata: {{"token":"A\\u00f1b","done":false}}\n\n'
             f'id: {message_id}:5\ndata: {{"token":"  ","done":false}}\n\n'
             f'id: {message_id}:6\ndata: {{"token":"\\ud83d\\ude00","done":false}}\n\n'
@@ -387,12 +390,16 @@ async def test_model_that_never_waits_leaves_the_loop_to_others(
 async def test_200_streams_at_once_are_none_mixed_up(
     start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant
 ) -> None:
+    all_there = asyncio.Barrier(200)
+
     async def echo(conversation: Conversation) -> Any:
+        await all_there.wait()
         for number in range(10):
             await asyncio.sleep(0)
             yield f"{conversation.messages[-1].content}:{number} "
 
-    client = await aiohttp_client(await start_server(model=echo))
+    server = await start_server(model=echo)
+    client = await aiohttp_client(server, connector=TCPConnector(limit=0))
 
     async def ask(number: int) -> None:
         async with client.post("/chat/stream", json={"message": f"m{number}"}, headers=tenant.headers) as response:
@@ -445,3 +452,47 @@ async def test_turn_beyond_the_limit_is_503_at_once_and_those_that_run_go_on(
     for stream in streams:
         assert await stream.content.readuntil(b"\n\n")
         stream.close()
+
+
+async def test_stop_while_the_turn_is_opened_is_503_and_its_reply_interrupted(
+    start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant
+) -> None:
+    server = await start_server()
+    client = await aiohttp_client(server)
+    with rows.locked("chats"):
+        answers = [
+            asyncio.ensure_future(client.post(path, json={"message": "Hi"}, headers=tenant.headers))
+            for path in ("/chat", "/chat/stream")
+        ]
+        await eventually(lambda: rows.waiting() == 2)
+        stop = asyncio.ensure_future(server.app[TURNS].drain(0.05))  # type: ignore[index]
+        await eventually(lambda: all(turn.interrupted_by for turn in server.app[TURNS]._running))  # type: ignore[index]
+    for answer in answers:
+        response = await answer
+        assert response.status == 503
+        assert response.headers["Retry-After"] == "1"
+        assert (await response.json())["error"] == "Stopping"
+    await stop
+    assert [status for _, _, status in rows.messages(tenant.org_id)] == ["complete", "interrupted"] * 2
+
+
+async def test_model_has_its_time_to_close_when_the_client_leaves(
+    start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant
+) -> None:
+    closed = asyncio.Event()
+
+    async def model(conversation: Conversation) -> Any:
+        try:
+            yield "word "
+            await asyncio.Event().wait()
+        finally:
+            # Longer than the server takes to look again.
+            await asyncio.sleep(1.2)
+            closed.set()
+
+    client = await aiohttp_client(await start_server(model=model))
+    response = await client.post("/chat/stream", json={"message": "Hi"}, headers=tenant.headers)
+    await response.content.readuntil(b"\n\n")
+    response.close()
+    await asyncio.wait_for(closed.wait(), 5)
+    await eventually(lambda: rows.messages(tenant.org_id)[1] == ("assistant", "word ", "disconnected"))
