@@ -1,6 +1,7 @@
 # make run    the server on http://127.0.0.1:3000, with a PostgreSQL of its own
 # make test   all tests, browser tests included (BROWSER=0 leaves those out)
 # make smoke  the CLI script against a running server
+# make bench  this server beside its peers, about 25 minutes (QUICK=1: 2); needs a C compiler, better also Node
 # make lint   ruff and mypy
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.cfg pyproject.toml
 
-.PHONY: run test smoke lint clean
+.PHONY: run test smoke bench lint clean
 
 run: $(VENV)/run.done
 	@exec $(BIN)/python -m app
@@ -30,6 +31,9 @@ smoke:
 	@tests/test-streaming.sh 00000000-0000-0000-0000-000000000001 00000000-0000-0000-0000-000000000002 \
 		http://127.0.0.1:$(PORT)
 
+bench: $(VENV)/bench.done
+	@$(BIN)/python -m tests.bench $(ARGS)
+
 lint: $(VENV)/lint.done
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -45,9 +49,13 @@ $(BIN)/pip:
 	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/run.done: EXTRAS = embedded
+$(VENV)/bench.done: EXTRAS = embedded
 $(VENV)/test.done: EXTRAS = embedded,test
 $(VENV)/lint.done: EXTRAS = embedded,lint
 $(VENV)/%.done: $(SOURCES) | $(BIN)/pip
 	@echo "Installing what make $* needs into $(VENV) (once)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	@# Faster, where there is a wheel for this machine.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --editable '.[speed]' \
+		2>/dev/null || echo "Going on without uvloop"
 	@touch $@

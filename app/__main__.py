@@ -58,7 +58,12 @@ def run_workers(settings: Settings, listener: socket.socket, signals: Signals) -
 
 def run(main: Coroutine[Any, Any, None]) -> None:
     """Run `main` in an event loop. Unlike asyncio.run, do not wait for tasks that will not be cancelled."""
-    loop = asyncio.new_event_loop()
+    try:
+        import uvloop  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        loop = asyncio.new_event_loop()
+    else:
+        loop = uvloop.new_event_loop()
     try:
         loop.run_until_complete(main)
     finally:

