@@ -192,8 +192,8 @@ class Database:
             _log_outage(name, "statement_timeout")
             raise DatabaseAway(sent=sent) from None
         except AssertionError:
-            # The pool found that the idle connection it was about to give has just been closed.
-            raise ConnectionLost(sent=False) from None
+            # The pool's own: the idle connection that it was about to give, say, has just been closed.
+            raise ConnectionLost(sent=sent) from None
         except psycopg2.Error as exc:
             cause = f"{type(exc).__name__} {exc.pgcode or ''}".rstrip()
             if _is_outage(exc):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +61,9 @@ def tenant(rows: Rows) -> Tenant:
     return rows.tenant()
 
 
-@pytest.fixture
-async def start_server(postgres_url: str) -> AsyncIterator[StartServer]:
-    """Give a function that starts a server on a free port: `start_server(model=…, heartbeat_s=…, …)`."""
+@asynccontextmanager
+async def serving(postgres_url: str) -> AsyncIterator[StartServer]:
+    """Give a function that starts a server on a free port: `start(model=…, heartbeat_s=…, …)`."""
     servers: list[TestServer] = []
 
     async def start(*, model: Model | None = None, **settings: Any) -> TestServer:
@@ -78,6 +78,12 @@ async def start_server(postgres_url: str) -> AsyncIterator[StartServer]:
         await RawClient.opened.pop().close()
     for server in servers:
         await server.close()
+
+
+@pytest.fixture
+async def start_server(postgres_url: str) -> AsyncIterator[StartServer]:
+    async with serving(postgres_url) as start:
+        yield start
 
 
 @pytest.fixture

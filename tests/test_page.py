@@ -15,13 +15,11 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from conftest import Server, StartServer
+from conftest import StartServer, serving
 from playwright.async_api import Browser, BrowserContext, Error, Locator, Page, Route, async_playwright, expect
 from support import Gated, Rows, Tenant, eventually, says
 
-from app.model import Conversation, Model
-from app.server import create_app
-from app.settings import Settings
+from app.model import Conversation
 from app.store import DEMO_ORG_ID
 
 # One browser, and so one event loop, for all the tests.
@@ -65,18 +63,8 @@ async def context(browser: Browser) -> BrowserContext:
 @pytest_asyncio.fixture(loop_scope="module")
 async def start_server(postgres_url: str) -> AsyncIterator[StartServer]:
     """The fixture of the other tests, in the loop of these."""
-    servers: list[TestServer] = []
-
-    async def start(*, model: Model | None = None, **settings: Any) -> TestServer:
-        settings = {"database_url": postgres_url, "sim_delay_ms": (0.0, 0.0)} | settings
-        server = Server(create_app(Settings(**settings), model=model))
-        await server.start_server(shutdown_timeout=1)
-        servers.append(server)
-        return server
-
-    yield start
-    for server in servers:
-        await server.close()
+    async with serving(postgres_url) as start:
+        yield start
 
 
 @pytest_asyncio.fixture(loop_scope="module")
