@@ -77,6 +77,8 @@ async def keep_turns(app: web.Application) -> AsyncIterator[None]:
     )
     await database.open()
     await turns.guard()
+    # So that the first turn finds a connection.
+    await store.database_ping()
     if settings.seed_demo:
         await store.demo_seed()
     background = [asyncio.create_task(turns.watch()), asyncio.create_task(turns.keep_guard())]
