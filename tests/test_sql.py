@@ -38,16 +38,22 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from nodes(child)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_statement_reads_no_whole_table(cursor: Any, name: str) -> None:
+def explain(cursor: Any, name: str) -> dict[str, Any]:
+    """Return the plan of a statement where the planner scans a whole table only if no index serves."""
     text = (db.SQL / f"{name}.sql").read_text()
+    cursor.execute("deallocate all")
     cursor.execute(db.prepare(name, text))
-    # The planner takes a scan of the whole table now only where no index serves.
     cursor.execute("set enable_seqscan = off")
     params = {parameter: VALUES.get(parameter, str(uuid4())) for parameter in db.parameters(text)}
     cursor.execute("explain (format json) " + db.execute(name, text), params)
     [[[explained]]] = cursor.fetchall()
-    for node in nodes(explained["Plan"]):
+    plan: dict[str, Any] = explained["Plan"]
+    return plan
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_statement_reads_no_whole_table(cursor: Any, name: str) -> None:
+    for node in nodes(explain(cursor, name)):
         if node.get("Relation Name") in TABLES:
             assert node["Node Type"] != "Seq Scan", node
             # An index read from one end to the other is no better, but for that of the few open replies.
@@ -64,3 +70,17 @@ def test_statement_says_what_it_takes_and_returns(name: str) -> None:
     assert returns
     for parameter in re.findall(r"%\((\w+)\)s", text):
         assert parameter in header
+
+
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [
+        ("chat_list", "chats_newest"),
+        ("message_list", "messages_org_id_chat_id_position_key"),
+        ("turn_open", "messages_org_id_chat_id_position_key"),
+        ("turn_interrupt", "messages_streaming"),
+    ],
+)
+def test_page_is_read_in_the_order_of_its_index(cursor: Any, name: str, index: str) -> None:
+    used = [node.get("Index Name") for node in nodes(explain(cursor, name))]
+    assert index in used
