@@ -161,7 +161,7 @@ async def test_unacknowledged_data_closes_the_connection_after_the_write_timeout
 
     async def model(conversation: Any) -> Any:
         [turn] = server.app[TURNS]._running  # type: ignore[index]
-        sockets.append(turn.stream._request.transport.get_extra_info("socket"))
+        sockets.append(turn.stream._transport.get_extra_info("socket"))
         yield str(sockets[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
 
     server = await start_server(model=model, write_timeout_s=12.5)
