@@ -35,11 +35,17 @@ class Workers:
             [sys.executable, "-m", "app", "worker"], env=self._environ, stdin=subprocess.PIPE
         )
         self._running[worker.pid] = (worker, time.monotonic())
+        if self._stopping:
+            # The signal came between the decision to start it and its place in the list.
+            worker.terminate()
 
     def run(self) -> None:
         """Keep them running until `stop`, then wait for the last. Blocks."""
         while self._running:
             pid, status = os.wait()
+            if pid not in self._running:
+                # As the first process of a container, this one inherits the orphans of others.
+                continue
             worker, started_s = self._running.pop(pid)
             worker.returncode = os.waitstatus_to_exitcode(status)
             if worker.stdin is not None:

@@ -491,3 +491,22 @@ def test_folder_that_cannot_hold_the_database_is_one_line_and_left_alone(start: 
         assert (code, terminal) == (1, f"llm-app: DATA_DIR is '{data}', {reason}\n")
     assert not spaced.exists()
     assert [path.name for path in used.iterdir()] == ["mine"]
+
+
+ORPHAN = """
+import os
+if os.fork() == 0:
+    os._exit(0)
+from app.__main__ import main
+main()
+"""
+
+
+def test_child_that_is_no_worker_is_waited_for_and_forgotten(start: Processes, postgres_url: str) -> None:
+    process = start("-c", ORPHAN, DATABASE_URL=postgres_url, WORKERS="2")
+    for _ in range(2):
+        process.wait_for("Listening")
+    assert len(workers_of(process)) == 2
+    process.popen.terminate()
+    code, terminal = process.end()
+    assert (code, "Traceback" in terminal) == (0, False)
