@@ -10,6 +10,7 @@ import logging
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import NamedTuple, NoReturn
 
 from aiohttp import web
@@ -21,7 +22,15 @@ from app.inputs import Question, check_question, read_page, read_question
 from app.logs import OUTCOME
 from app.model import Conversation, Message, Model, Reply, excerpt
 from app.settings import SETTINGS
-from app.sse import ClientGone, EventStream, encode_event, encode_id, encode_numbered_tokens, encode_tokens
+from app.sse import (
+    ClientGone,
+    EventStream,
+    encode_chunk,
+    encode_event,
+    encode_id,
+    encode_numbered_tokens,
+    encode_tokens,
+)
 from app.store import STORE, FinalStatus, storable
 from app.turns import MODEL_CLOSE_TIMEOUT_S, TURNS, Turn, stopping
 
@@ -31,6 +40,9 @@ MODEL: web.AppKey[Model] = web.AppKey("model")
 
 # A write does not yield by itself, so a model that never waits would keep the event loop to itself.
 TOKENS_BEFORE_YIELD = 32
+
+# Longer pieces would only fill the memory that is kept for words.
+WORD_CHARS = 32
 
 
 class Opened(NamedTuple):
@@ -138,6 +150,7 @@ async def relay(request: web.Request, turn: Turn, conversation: Conversation, nu
     """Let the model speak, and write what it says to the turn's stream if it has one."""
     response = turn.stream
     message_id = str(turn.reply_id)
+    pieces = turn.pieces
     sent = 0
     try:
         if response is not None:
@@ -145,23 +158,24 @@ async def relay(request: web.Request, turn: Turn, conversation: Conversation, nu
             if numbered:
                 # Sets the last event id without an event: an EventSource that loses the connection before the
                 # first token comes back with it, and does not ask again.
-                response.send(encode_id(f"{message_id}:0"))
+                response.send(encode_chunk(encode_id(f"{message_id}:0")))
         reply = request.app[MODEL](conversation)
         turn.total_tokens = getattr(reply, "total_tokens", None)
         if response is not None:
             log.info("Starting stream", extra=known(textLength=getattr(reply, "text_length", None)))
         try:
             async for piece in reply:
-                piece = storable(piece)
+                piece, chunk = spoken(piece) if len(piece) <= WORD_CHARS else spoken.__wrapped__(piece)
                 if not piece:
                     continue
-                turn.pieces.append(piece)
+                pieces.append(piece)
                 if response is not None:
-                    data = encode_numbered_tokens(piece, message_id, sent) if numbered else encode_tokens(piece)
-                    sent += len(piece)
-                    if response.send(data):
+                    if numbered:
+                        chunk = encode_chunk(encode_numbered_tokens(piece, message_id, sent))
+                        sent += len(piece)
+                    if response.send(chunk):
                         await response.drain()
-                if len(turn.pieces) % TOKENS_BEFORE_YIELD == 0:
+                if len(pieces) % TOKENS_BEFORE_YIELD == 0:
                     await asyncio.sleep(0)
         finally:
             await close_model(reply)
@@ -177,6 +191,16 @@ async def relay(request: web.Request, turn: Turn, conversation: Conversation, nu
         )
         return "failed"
     return "complete"
+
+
+@lru_cache(maxsize=4096)
+def spoken(piece: str) -> tuple[str, bytes]:
+    """Return what is stored of a piece, and the chunk of events that is sent of it.
+
+    Words recur: most are made once, and kept once for all the replies that hold them.
+    """
+    piece = storable(piece)
+    return piece, encode_chunk(encode_tokens(piece))
 
 
 async def close_model(reply: Reply) -> None:

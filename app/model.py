@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import math
 import random
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import ceil
+from operator import itemgetter
 from typing import Literal, Protocol
 
 
@@ -101,43 +102,69 @@ class Simulated:
         if self._seed is not None:
             rng = random.Random("\0".join([self._seed, *asked]))  # noqa: S311
         text = compose(asked, rng)
-        return SimulatedReply(text, rng, self._delay_s if conversation.stream else (0.0, 0.0), self._clock)
+        if not conversation.stream:
+            return SimulatedReply([text], len(text), 1, rng, (0.0, 0.0), self._clock)
+        # One at a time: all the words of all the streams would be most of the memory of a stream.
+        tokens = map(itemgetter(0), TOKEN.finditer(text))
+        return SimulatedReply(tokens, len(text), len(TOKEN.findall(text)), rng, self._delay_s, self._clock)
 
 
 class SimulatedReply:
-    """An async iterator over the tokens of `text`, each after its own delay from `delay_s`."""
+    """An async iterator over `tokens`, each after its own delay from `delay_s`."""
 
-    def __init__(self, text: str, rng: random.Random, delay_s: tuple[float, float], clock: Clock) -> None:
-        tokens = TOKEN.findall(text)
-        self.text_length = len(text)
-        self.total_tokens = len(tokens)
-        self._tokens: Iterator[str] = iter(tokens)
+    def __init__(
+        self,
+        tokens: Iterable[str],
+        text_length: int,
+        total_tokens: int,
+        rng: random.Random,
+        delay_s: tuple[float, float],
+        clock: Clock,
+    ) -> None:
+        self.text_length = text_length
+        self.total_tokens = total_tokens
+        self._tokens = iter(tokens)
         self._random = rng.random
         self._least_s = delay_s[0]
         self._spread_s = delay_s[1] - delay_s[0]
+        self._at_once = not delay_s[1]
         self._clock = clock
+        self._sleepers = clock.sleepers
         self._due_s = clock.time()
 
     def __aiter__(self) -> SimulatedReply:
         return self
 
     def __anext__(self) -> asyncio.Future[str]:
-        # The clock's future is awaited as it is: no coroutine, and no frame of ours, for each token.
-        token = next(self._tokens, None)
-        if token is None:
-            return self._clock.never()
-        # Due times add up, so that late timers do not slow the reply.
-        self._due_s = max(self._due_s, self._clock.time() - MAX_LAG_S)
-        self._due_s += self._least_s + self._spread_s * self._random()
-        return self._clock.at(self._due_s, token)
+        # The future is awaited as it is: no coroutine, and no more frames of ours, for each token.
+        said: asyncio.Future[str] = self._clock.create_future()
+        for token in self._tokens:
+            if self._at_once:
+                said.set_result(token)
+                return said
+            # Due times add up, so that late timers do not slow the reply.
+            self._due_s = due_s = self._due_s + self._least_s + self._spread_s * self._random()
+            sleepers = self._sleepers.get(ceil(due_s * TICKS_PER_S))
+            if sleepers is None:
+                # The first of its tick, or late.
+                self._due_s = due_s = max(due_s, self._clock.time() - MAX_LAG_S)
+                sleepers = self._clock.sleepers_at(due_s)
+            sleepers.append((said, token))
+            return said
+        said.set_exception(StopAsyncIteration())
+        return said
 
     async def aclose(self) -> None:
         self._tokens = iter(())
 
 
+TICKS_PER_S = 1000
+
 # A timer of uvloop, whose unit is the millisecond, rings up to half of one early. What is due by then is taken
 # as due: to wait for so little again would spin the loop.
 EARLY_TICKS = 0.5
+
+Sleepers = list[tuple["asyncio.Future[str]", str]]
 
 
 class Clock:
@@ -146,47 +173,35 @@ class Clock:
     With a timer of its own for each, the event loop would order all of them one by one.
     """
 
-    TICKS_PER_S = 1000
-
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.time = self._loop.time
-        self._sleepers: dict[int, list[tuple[asyncio.Future[str], str]]] = {}
+        loop = asyncio.get_running_loop()
+        self.time = loop.time
+        self.create_future = loop.create_future
+        # Those of each tick to come, and what each is told.
+        self.sleepers: dict[int, Sleepers] = {}
+        self._call_at = loop.call_at
         self._ticks: list[int] = []
         self._timer: asyncio.TimerHandle | None = None
 
-    def at(self, due_s: float, token: str) -> asyncio.Future[str]:
-        """Return a future of `token`: done at `due_s` of the loop's time or up to a tick and a half later."""
-        sleeper: asyncio.Future[str] = self._loop.create_future()
-        if due_s <= self.time():
-            sleeper.set_result(token)
-            return sleeper
-        tick = math.ceil(due_s * self.TICKS_PER_S + EARLY_TICKS)
-        sleepers = self._sleepers.get(tick)
-        if sleepers is not None:
-            sleepers.append((sleeper, token))
-            return sleeper
-        self._sleepers[tick] = [(sleeper, token)]
-        heapq.heappush(self._ticks, tick)
-        if tick == self._ticks[0]:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._set_timer()
-        return sleeper
-
-    def never(self) -> asyncio.Future[str]:
-        """Return what ends an async iteration."""
-        end: asyncio.Future[str] = self._loop.create_future()
-        end.set_exception(StopAsyncIteration())
-        return end
+    def sleepers_at(self, due_s: float) -> Sleepers:
+        """Return those who wake at `due_s` of the loop's time, or up to a tick and a half later."""
+        tick = ceil(due_s * TICKS_PER_S)
+        if tick not in self.sleepers:
+            self.sleepers[tick] = []
+            heapq.heappush(self._ticks, tick)
+            if tick == self._ticks[0]:
+                if self._timer is not None:
+                    self._timer.cancel()
+                self._set_timer()
+        return self.sleepers[tick]
 
     def _set_timer(self) -> None:
-        self._timer = self._loop.call_at(self._ticks[0] / self.TICKS_PER_S, self._ring)
+        self._timer = self._call_at((self._ticks[0] + EARLY_TICKS) / TICKS_PER_S, self._ring)
 
     def _ring(self) -> None:
-        now = self.time() * self.TICKS_PER_S + EARLY_TICKS
+        now = self.time() * TICKS_PER_S
         while self._ticks and self._ticks[0] <= now:
-            for sleeper, token in self._sleepers.pop(heapq.heappop(self._ticks)):
+            for sleeper, token in self.sleepers.pop(heapq.heappop(self._ticks)):
                 if not sleeper.done():
                     sleeper.set_result(token)
         self._timer = None
