@@ -21,20 +21,23 @@ from .candidates import EXTRAS, STREAMERS, Candidate, fastapi_asyncpg, ours
 from .growth import growth
 from .rig import (
     HERE,
+    LONG,
     PERIOD_MS,
+    SHORT,
     Bench,
     BenchError,
     alone,
     compile_c,
     free_port,
     prepare_files,
+    reply_file,
     started,
     stay_on_load_core,
 )
 from .streams import first_word, paced, unpaced
 from .turns import turns
 
-PARTS = ("paced", "unpaced", "first_word", "turns", "growth")
+PARTS = ("paced", "stored", "unpaced", "first_word", "turns", "growth")
 
 
 @dataclass(frozen=True)
@@ -44,15 +47,18 @@ class Plan:
     rounds: int
     window_s: float
     levels: tuple[int, ...]
+    stored_levels: tuple[int, ...]
+    # Of a paced reply that is not stored.
+    words: int
     turn_connections: tuple[int, ...]
     messages: int
     growth_repeats: int
     repeats: int
 
 
-FULL = Plan(5, 3.0, (300, 1000, 1500), (10, 32), 1_000_000, 300, repeats=20)
+FULL = Plan(5, 3.0, (300, 1000, 1500), (300, 1000), LONG, (10, 32), 1_000_000, 300, repeats=20)
 # Each part once, with less of everything: it shows that all works, and roughly where this server stands.
-QUICK = Plan(1, 1.5, (1000,), (10,), 50_000, 60, repeats=0)
+QUICK = Plan(1, 1.5, (1000,), (300,), SHORT, (10,), 50_000, 60, repeats=0)
 
 
 def main() -> None:
@@ -68,7 +74,7 @@ def measure(plan: Plan, options: argparse.Namespace) -> None:
     prepare_files()
     compile_c(HERE / "load.c")
     bench = Bench(options.window, repeats=plan.repeats)
-    results: dict[str, Any] = {"plan": "quick" if plan is QUICK else "full", "missing": {}}
+    results: dict[str, Any] = {"plan": "quick" if plan is QUICK else "full", "words": plan.words, "missing": {}}
     candidates = choose(options, results["missing"])
     databases = [candidate for candidate in candidates if candidate.database]
     memories = [candidate for candidate in candidates if not candidate.database]
@@ -76,7 +82,10 @@ def measure(plan: Plan, options: argparse.Namespace) -> None:
         if databases or "growth" in options.only:
             stack.enter_context(bench.postgres())
         if "paced" in options.only:
-            results["paced"] = paced(bench, candidates, options.streams, options.rounds)
+            results["paced"] = paced(bench, memories, options.streams, options.rounds, words=plan.words)
+        if "stored" in options.only and databases:
+            trio = [candidate for candidate in candidates if candidate.name in ("ours", "ours-pg", "bare")]
+            results["stored"] = paced(bench, trio, options.stored, options.rounds, words=SHORT)
         if "unpaced" in options.only:
             results["unpaced"] = unpaced(bench, memories, options.rounds)
         if "first_word" in options.only:
@@ -101,6 +110,7 @@ def parse(plan: Plan) -> argparse.Namespace:
     parser.add_argument("--only", type=names, default=PARTS, help="parts: " + ",".join(PARTS))
     parser.add_argument("--candidates", type=names, default=tuple(STREAMERS), help=",".join([*STREAMERS, *EXTRAS]))
     parser.add_argument("--streams", type=numbers, default=plan.levels, help="levels of `paced`: 300,1000")
+    parser.add_argument("--stored", type=numbers, default=plan.stored_levels, help="the same of `stored`")
     parser.add_argument("--rounds", type=int, default=plan.rounds)
     parser.add_argument("--window", type=float, default=plan.window_s, help="seconds that are measured, each time")
     parser.add_argument("--against", type=Path, help="another checkout, measured beside this one as `against`")
@@ -137,7 +147,7 @@ def optional(make: Any, name: str, missing: dict[str, str]) -> list[Candidate]:
         candidate: Candidate = make()
         if not candidate.database:
             port = free_port()
-            with started(candidate.command(port, PERIOD_MS), port, env=candidate.env):
+            with started(candidate.command(port, PERIOD_MS, reply_file(SHORT)), port, env=candidate.env):
                 pass
         return [candidate]
     except BenchError as exc:

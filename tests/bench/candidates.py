@@ -9,29 +9,36 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .rig import BUILD, HERE, REPLY, BenchError, compile_c
+from .rig import BUILD, HERE, BenchError, compile_c
 
 PEERS = HERE / "peers"
+
+# A server's command line, given its port, the time between words in ms, and the file that holds its reply.
+Command = Callable[[int, float, Path], list[object]]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A server to start: `command(port, period_ms)`; with a database, its URL is put at the end."""
+    """A server to start; with a database, its URL is put at the end of its command."""
 
     name: str
     label: str
-    command: Callable[[int, float], list[object]]
+    command: Command
     database: bool = False
     env: dict[str, str] = field(default_factory=dict)
 
 
-def python_options(port: int, period_ms: float) -> list[object]:
-    return ["--port", port, "--period-ms", period_ms, "--reply", REPLY]
+def python_peer(interpreter: Path, script: str) -> Command:
+    return lambda port, period_ms, reply: [interpreter, PEERS / script, *python_options(port, period_ms, reply)]
+
+
+def python_options(port: int, period_ms: float, reply: Path) -> list[object]:
+    return ["--port", port, "--period-ms", period_ms, "--reply", reply]
 
 
 def ours(name: str, label: str, *, database: bool, loop: str = "any", app: Path | None = None) -> Candidate:
-    def command(port: int, period_ms: float) -> list[object]:
-        return [sys.executable, HERE / "ours.py", *python_options(port, period_ms), "--loop", loop]
+    def command(port: int, period_ms: float, reply: Path) -> list[object]:
+        return [sys.executable, HERE / "ours.py", *python_options(port, period_ms, reply), "--loop", loop]
 
     env = {"BENCH_APP": str(app)} if app else {}
     return Candidate(name, label, command, database=database, env=env)
@@ -42,13 +49,13 @@ def bare() -> Candidate:
     return Candidate(
         "bare",
         "bare uvloop (reference)",
-        lambda port, period_ms: [interpreter, PEERS / "bare.py", *python_options(port, period_ms)],
+        python_peer(interpreter, "bare.py"),
     )
 
 
 def floor() -> Candidate:
     program = compile_c(PEERS / "floor.c")
-    return Candidate("floor", "C, epoll (floor)", lambda port, period_ms: [program, port, period_ms, REPLY])
+    return Candidate("floor", "C, epoll (floor)", lambda port, period_ms, reply: [program, port, period_ms, reply])
 
 
 def express() -> Candidate:
@@ -61,7 +68,7 @@ def express() -> Candidate:
     script = folder / "server.js"
     script.write_text((PEERS / "express" / "server.js").read_text())
     return Candidate(
-        "express", "Express", lambda port, period_ms: ["node", script, str(port), str(period_ms), REPLY]
+        "express", "Express", lambda port, period_ms, reply: ["node", script, str(port), str(period_ms), reply]
     )
 
 
@@ -70,7 +77,11 @@ def fastapi() -> Candidate:
     return Candidate(
         "fastapi",
         "FastAPI + sse-starlette",
-        lambda port, period_ms: [interpreter, PEERS / "fastapi_sse.py", *python_options(port, period_ms)],
+        lambda port, period_ms, reply: [
+            interpreter,
+            PEERS / "fastapi_sse.py",
+            *python_options(port, period_ms, reply),
+        ],
     )
 
 
@@ -79,7 +90,11 @@ def fastapi_asyncpg() -> Candidate:
     return Candidate(
         "fastapi-asyncpg",
         "FastAPI + asyncpg",
-        lambda port, period_ms: [interpreter, PEERS / "fastapi_asyncpg.py", *python_options(port, period_ms)],
+        lambda port, period_ms, reply: [
+            interpreter,
+            PEERS / "fastapi_asyncpg.py",
+            *python_options(port, period_ms, reply),
+        ],
         database=True,
     )
 
@@ -89,7 +104,11 @@ def aiohttp_sse() -> Candidate:
     return Candidate(
         "aiohttp-sse",
         "aiohttp-sse",
-        lambda port, period_ms: [interpreter, PEERS / "aiohttp_sse_server.py", *python_options(port, period_ms)],
+        lambda port, period_ms, reply: [
+            interpreter,
+            PEERS / "aiohttp_sse_server.py",
+            *python_options(port, period_ms, reply),
+        ],
     )
 
 

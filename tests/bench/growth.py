@@ -18,7 +18,7 @@ from typing import Any
 import psycopg2
 import psycopg2.extras
 
-from .rig import ORG_ID, QUESTION, REPLY, ROOT, USER_ID, Bench
+from .rig import ORG_ID, QUESTION, ROOT, USER_ID, WORDS, Bench
 
 PAGE = 51
 HISTORY = 40
@@ -114,7 +114,7 @@ class Probe:
         self._cursor = self._connection.cursor()
         self._cursor.execute("set synchronous_commit = off")
         self._big = uuid.uuid4()
-        self._content = REPLY.read_text().strip()
+        self._content = " ".join(WORDS)
         chats = max(chats_of_user, (messages - big_chat) // per_chat)
         params = {
             "org": ORG_ID,

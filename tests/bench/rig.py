@@ -16,19 +16,24 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 BUILD = HERE / ".build"
-REPLY = HERE / "reply.txt"
+# The words of every reply, again and again.
+WORDS = (HERE / "reply.txt").read_text().split()
 
 ORG_ID = uuid.UUID("00000000-0000-0000-0000-000000000001")
 USER_ID = uuid.UUID("00000000-0000-0000-0000-000000000002")
 QUESTION = "How fast can you tell me something?"
 
 PERIOD_MS = 20.0
+
+# Words of a reply: a short one, and one of a length that models are known for.
+SHORT, LONG = 80, 400
 
 # The server has a core to itself; the generator, and PostgreSQL where it takes part, share the other one.
 CORES = sorted(os.sched_getaffinity(0))
@@ -83,15 +88,21 @@ def compile_c(source: Path) -> Path:
 def prepare_files() -> None:
     """Write what the generator sends and what it has to get."""
     BUILD.mkdir(exist_ok=True)
-    words = REPLY.read_text().split()
     event = 'data: {{"token":"{}","done":false}}\n\n'.format
-    (BUILD / "events.txt").write_text(event(" ").join(event(word) for word in words))
+    for count in (SHORT, LONG):
+        words = list(islice(cycle(WORDS), count))
+        reply_file(count).write_text(" ".join(words))
+        (BUILD / f"events-{count}.txt").write_text(event(" ").join(event(word) for word in words))
     body = json.dumps({"message": QUESTION})
     for name, path in (("stream", "/chat/stream"), ("chat", "/chat")):
         (BUILD / f"{name}.http").write_bytes(
             f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
             f"x-org-id: {ORG_ID}\r\nx-user-id: {USER_ID}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
         )
+
+
+def reply_file(words: int) -> Path:
+    return BUILD / f"reply-{words}.txt"
 
 
 def free_port() -> int:
@@ -166,6 +177,7 @@ def load(
     *,
     connections: int,
     request: str = "stream",
+    words: int = SHORT,
     period_ms: float = PERIOD_MS,
     tick_ms: float = 0.25,
     ramp: float,
@@ -179,7 +191,7 @@ def load(
         "port": server.port,
         "connections": connections,
         "request": BUILD / f"{request}.http",
-        "text": REPLY,
+        "text": reply_file(words),
         "period-ms": period_ms,
         "tick-ms": tick_ms,
         "ramp": ramp,
@@ -192,7 +204,7 @@ def load(
         "load-core": LOAD_CORE,
     }
     if request == "stream":
-        options["events"] = BUILD / "events.txt"
+        options["events"] = BUILD / f"events-{words}.txt"
     command = [str(BUILD / "load")]
     for name, value in options.items():
         command += [f"--{name}", str(value)]

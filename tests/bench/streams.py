@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from .candidates import Candidate
-from .rig import PERIOD_MS, Bench, Server, free_port, is_disturbed, load, started, why_void
+from .rig import PERIOD_MS, SHORT, Bench, Server, free_port, is_disturbed, load, reply_file, started, why_void
 
 Round = dict[str, Any]
 
@@ -23,8 +23,10 @@ UNPACED_STREAMS = 50
 FIRST_WORD_LEVELS = (4, 500)
 
 
-def paced(bench: Bench, candidates: Sequence[Candidate], levels: Sequence[int], rounds: int) -> list[Round]:
-    """Every word of a stream is due 20 ms after the one before it."""
+def paced(
+    bench: Bench, candidates: Sequence[Candidate], levels: Sequence[int], rounds: int, *, words: int
+) -> list[Round]:
+    """Every word of a stream is due 20 ms after the one before it. A stream that ends is followed by another."""
     results: list[Round] = []
     for number in range(rounds):
         saturated = set()
@@ -39,7 +41,8 @@ def paced(bench: Bench, candidates: Sequence[Candidate], levels: Sequence[int], 
                     candidate,
                     number,
                     level,
-                    ramp=1.6,
+                    words=words,
+                    ramp=words * PERIOD_MS / 1000,
                     settle=1.0,
                     memory=level == MAIN_LEVEL or len(levels) == 1,
                 )
@@ -85,6 +88,7 @@ def measure(
     level: int,
     *,
     period_ms: float = PERIOD_MS,
+    words: int = SHORT,
     window: float | None = None,
     memory: bool = False,
     **phases: float,
@@ -95,16 +99,17 @@ def measure(
     """
     best: Round = {}
     while True:
-        with serving(bench, candidate, period_ms) as server:
+        with serving(bench, candidate, period_ms, words) as server:
             idle = 0
             if memory:
                 # What a server loads and builds with its first requests is not memory of a stream.
-                load(server, connections=20, period_ms=period_ms, ramp=0.1, settle=0, window=0.1)
+                load(server, connections=20, period_ms=period_ms, words=words, ramp=0.1, settle=0, window=0.1)
                 idle = server.rss()
             result: Round = load(
                 server,
                 connections=level,
                 period_ms=period_ms,
+                words=words,
                 window=window or bench.window_s,
                 others=bench.postgres_pid if candidate.database else 0,
                 **phases,
@@ -131,9 +136,9 @@ def badness(result: Round) -> tuple[bool, float]:
 
 
 @contextmanager
-def serving(bench: Bench, candidate: Candidate, period_ms: float) -> Iterator[Server]:
+def serving(bench: Bench, candidate: Candidate, period_ms: float, words: int = SHORT) -> Iterator[Server]:
     port = free_port()
-    command = candidate.command(port, period_ms)
+    command = candidate.command(port, period_ms, reply_file(words))
     if candidate.database:
         bench.checkpoint()
         command += ["--database-url", bench.postgres_url]

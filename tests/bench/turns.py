@@ -14,9 +14,9 @@ from .rig import (
     BUILD,
     ORG_ID,
     QUESTION,
-    REPLY,
     ROOT,
     USER_ID,
+    WORDS,
     Bench,
     BenchError,
     is_disturbed,
@@ -100,7 +100,7 @@ def pgbench_script() -> Path:
     Each id is a UUID out of random digits, put into the text as the server puts its own: nothing is computed by
     PostgreSQL that the server would have computed.
     """
-    reply = REPLY.read_text().strip()
+    reply = " ".join(WORDS)
     values = {
         "org_id": quote(ORG_ID) + "::uuid",
         "user_id": quote(USER_ID) + "::uuid",
