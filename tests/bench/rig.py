@@ -33,7 +33,7 @@ QUESTION = "How fast can you tell me something?"
 PERIOD_MS = 20.0
 
 # Words of a reply: a short one, and one of a length that models are known for.
-SHORT, LONG = 80, 400
+SHORT, LONG = 80, 200
 
 # The server has a core to itself; the generator, and PostgreSQL where it takes part, share the other one.
 CORES = sorted(os.sched_getaffinity(0))
