@@ -2,6 +2,7 @@
 # make test   all tests, browser tests included (BROWSER=0 leaves those out)
 # make smoke  the CLI script against a running server
 # make bench  this server beside its peers, about 25 minutes (QUICK=1: 2); needs a C compiler, better also Node
+# make faults kills, cuts and floods it for half an hour
 # make lint   ruff and mypy
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.cfg pyproject.toml
 
-.PHONY: run test smoke bench lint clean
+.PHONY: run test smoke bench faults lint clean
 
 run: $(VENV)/run.done
 	@exec $(BIN)/python -m app
@@ -33,6 +34,9 @@ smoke:
 
 bench: $(VENV)/bench.done
 	@$(BIN)/python -m tests.bench $(ARGS)
+
+faults: $(VENV)/test.done
+	@FAULTS=full $(BIN)/python -m pytest tests/faults $(ARGS)
 
 lint: $(VENV)/lint.done
 	@$(BIN)/ruff check .

@@ -133,6 +133,7 @@ def listen(settings: Settings, *, shared: bool = False) -> socket.socket:
         if shared:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
+        refuse_strangers(settings, listener)
         listener.listen(BACKLOG)
     except OSError as exc:
         if exc.errno == errno.EADDRINUSE:
@@ -141,6 +142,17 @@ def listen(settings: Settings, *, shared: bool = False) -> socket.socket:
             ) from None
         raise StartError(f"HOST is {settings.host}, where nothing can listen: {exc.strerror}") from None
     return listener
+
+
+def refuse_strangers(settings: Settings, listener: socket.socket) -> None:
+    """Refuse to listen where others than this machine reach it, if whoever asks is believed."""
+    address = listener.getsockname()[0]
+    if settings.checks_tokens or settings.trust_identity_headers or ipaddress.ip_address(address).is_loopback:
+        return
+    raise StartError(
+        f"HOST is {settings.host}, which other machines reach, and x-org-id and x-user-id would be believed:"
+        " set JWT_SECRET or JWT_JWKS_URL, or TRUST_IDENTITY_HEADERS=1 if a gateway sets these headers"
+    )
 
 
 @contextmanager

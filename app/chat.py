@@ -6,33 +6,27 @@ All that can be answered with a 4xx or 5xx happens before a stream's headers are
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import logging
 import uuid
-from collections.abc import Sequence
-from datetime import UTC, datetime
 from functools import lru_cache
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from aiohttp import web
 
-from app.db import DatabaseAway
+from app import tickets
+from app.db import Conflict, DatabaseAway
 from app.errors import ApiError
 from app.identity import CALLER, parse_uuid
-from app.inputs import Question, check_question, read_page, read_question
+from app.inputs import Question, check_question, read_key, read_page, read_question
 from app.logs import OUTCOME
 from app.model import Conversation, Message, Model, Reply, excerpt
+from app.resume import connect, iso, log_disconnect, read_along, read_last_event_id, read_reply, wait_for_reply
 from app.settings import SETTINGS
-from app.sse import (
-    ClientGone,
-    EventStream,
-    encode_chunk,
-    encode_event,
-    encode_id,
-    encode_numbered_tokens,
-    encode_tokens,
-)
-from app.store import STORE, FinalStatus, storable
-from app.turns import MODEL_CLOSE_TIMEOUT_S, TURNS, Turn, stopping
+from app.sse import ClientGone, encode_chunk, encode_numbered_tokens, encode_tokens
+from app.store import STORE, FinalStatus, OpenedTurn, storable
+from app.turns import MODEL_CLOSE_TIMEOUT_S, TURNS, Ended, Turn, failure, stopping
 
 log = logging.getLogger(__name__)
 
@@ -45,34 +39,34 @@ TOKENS_BEFORE_YIELD = 32
 WORD_CHARS = 32
 
 
-class Opened(NamedTuple):
-    chat_id: uuid.UUID
-    created_at: datetime
-    messages: Sequence[Message]
-
-
 async def send(request: web.Request) -> web.Response:
     """`POST /chat`: the whole reply as JSON."""
     question = await read_question(request)
-    turn = Turn(request, request[CALLER].org_id)
-    async with request.app[TURNS].run(turn):
-        opened = await open_turn(request, turn, question)
-        status, stored = await run_turn(request, turn, Conversation(opened.messages, stream=False))
-    if status == "interrupted":
-        raise stopping()
-    if status == "disconnected":
+    key = read_key(request)
+    # With a key its client may come back and ask again, so that its leaving is no reason to stop.
+    turn = Turn(request[CALLER], asker=request.transport if key is None else None)
+    opened = await open_turn(request, turn, question, key, stream=False)
+    if isinstance(opened, uuid.UUID):
+        return web.json_response(await wait_for_reply(request, opened))
+    request.app[TURNS].start(turn, conduct(request.app, turn, opened))
+    ended = await asyncio.shield(turn.ended)
+    request[OUTCOME] = ended.status
+    if ended.status == "disconnected":
+        log_disconnect(turn)
         # nginx's status for this; nobody reads it but the log.
-        raise ApiError(499, "Client closed request", failure(status, stored))
-    if status != "complete":
-        raise ApiError(502, "Reply failed", failure(status, stored))
-    if not stored:
-        raise ApiError(503, "Database unavailable", failure(status, stored), headers={"Retry-After": "1"})
+        raise ApiError(499, "Client closed request", failure(*ended))
+    if ended.status == "interrupted":
+        raise stopping()
+    if ended.status != "complete":
+        raise ApiError(502, "Reply failed", failure(*ended))
+    if not ended.stored:
+        raise ApiError(503, "Database unavailable", failure(*ended), headers={"Retry-After": "1"})
     return web.json_response(
         {
-            "chat_id": str(opened.chat_id),
+            "chat_id": str(turn.chat_id),
             "message_id": str(turn.reply_id),
             "reply": turn.text,
-            "created_at": iso(opened.created_at),
+            "created_at": iso(turn.created_at),
         }
     )
 
@@ -83,111 +77,108 @@ async def stream(request: web.Request) -> web.StreamResponse:
 
 
 async def stream_to_event_source(request: web.Request) -> web.StreamResponse:
-    """`GET /chat/stream`: the same, each event with an id."""
+    """`GET /chat/stream`: the same, each event with an id; with `Last-Event-ID`, the rest of a reply."""
+    ticket = request.query.get("ticket")
     if "Last-Event-ID" in request.headers:
-        # EventSource reconnects after any end of a stream and sends the question again; 204 makes it stop.
-        return web.Response(status=204)
-    question = check_question(request, request.query.get("message"), request.query.get("chatId"))
-    return await stream_reply(request, question, numbered=True)
+        # EventSource reconnects after any end of a stream and sends the question again.
+        reply_id, offset, ended = read_last_event_id(request.headers["Last-Event-ID"])
+        if ended:
+            # It has all; this makes it stop.
+            return web.Response(status=204)
+        if ticket is not None:
+            await tickets.show_again(request, ticket, reply_id)
+        return await read_reply(request, reply_id, offset, numbered=True)
+    turn_id = uuid.uuid4()
+    if ticket is not None:
+        question = await tickets.use(request, ticket, turn_id)
+    else:
+        question = check_question(request, request.query.get("message"), request.query.get("chatId"))
+    return await stream_reply(request, question, reply_id=turn_id, numbered=True)
 
 
-async def stream_reply(request: web.Request, question: Question, *, numbered: bool) -> web.StreamResponse:
-    """Open a turn, write its reply as events, then one last event that says how it ended."""
-    turn = Turn(request, request[CALLER].org_id)
-    async with request.app[TURNS].run(turn):
-        opened = await open_turn(request, turn, question)
-        turn.stream = response = EventStream(
-            request,
-            headers={"x-chat-id": str(opened.chat_id), "x-message-id": str(turn.reply_id)},
-            write_timeout_s=request.app[SETTINGS].write_timeout_s,
-        )
-        status, stored = await run_turn(
-            request, turn, Conversation(opened.messages, stream=True), numbered=numbered
-        )
-        if status == "disconnected":
-            return response
-        if not response.prepared:
-            raise stopping()
-        last: dict[str, object] = {"error": "Stream failed", "message": failure(status, stored)}
-        if status == "complete" and stored:
-            last = {
-                "token": "",
-                "done": True,
-                "fullText": turn.text,
-                "chat_id": str(opened.chat_id),
-                "message_id": str(turn.reply_id),
-            }
-        try:
-            await response.write_eof(encode_event(last, f"{turn.reply_id}:{len(turn.text)}" if numbered else None))
-        except ClientGone:
-            log_disconnect(turn)
-    return response
-
-
-async def run_turn(
-    request: web.Request, turn: Turn, conversation: Conversation, *, numbered: bool = False
-) -> tuple[FinalStatus, bool]:
-    """Run the model to some end and save what it said; return the status and whether it is stored."""
+async def stream_reply(
+    request: web.Request, question: Question, *, reply_id: uuid.UUID | None = None, numbered: bool
+) -> web.StreamResponse:
+    """Open a turn and write its reply as events; the last one says how it ended."""
+    turn = Turn(request[CALLER], reply_id)
+    opened = await open_turn(request, turn, question, read_key(request), stream=True)
+    if isinstance(opened, uuid.UUID):
+        return await read_reply(request, opened, 0, numbered=numbered)
+    if turn.interrupted_by == "interrupted":
+        request.app[TURNS].start(turn, conduct(request.app, turn, opened))
+        raise stopping()
+    reader = await connect(request, turn.chat_id, turn.reply_id, numbered=numbered)
     turns = request.app[TURNS]
+    turns.attach(turn, reader, 0)
+    turns.start(turn, conduct(request.app, turn, opened))
+    return await read_along(request, turn, reader)
+
+
+async def conduct(app: web.Application, turn: Turn, conversation: Conversation) -> None:
+    """Run the model to some end, save what it said, and tell who reads it."""
+    turns = app[TURNS]
     try:
-        status = await turn.relay(relay(request, turn, conversation, numbered))
+        status = await turn.relay(relay(app, turn, conversation))
+        if status == "disconnected" and turn.saved is not None and not turns.stopping:
+            # Saved when it was paused.
+            stored = await turn.saved
+        else:
+            stored = await turns.close(turn, status)
     except asyncio.CancelledError:
-        # Only a server that gives up waiting for its handlers does this; the save outlives it.
         turns.close(turn, "interrupted")
+        turn.finish(Ended("interrupted", stored=False))
         raise
-    request[OUTCOME] = status
-    if status == "disconnected":
-        log_disconnect(turn)
-    stored = await turns.close(turn, status)
     if not stored:
         log.error("Reply not stored yet", extra={"outcome": status})
-    elif status == "complete" and turn.stream is not None:
-        log.info("Stream completed", extra={"tokensStreamed": len(turn.pieces), "totalLength": len(turn.text)})
-    return status, stored
+    elif status == "complete" and conversation.stream:
+        log.info("Stream completed", extra={"tokensStreamed": len(turn.pieces), "totalLength": turn.length})
+    turn.finish(Ended(status, stored))
+    await turns.tell(turn)
 
 
-async def relay(request: web.Request, turn: Turn, conversation: Conversation, numbered: bool) -> FinalStatus:
-    """Let the model speak, and write what it says to the turn's stream if it has one."""
-    response = turn.stream
-    message_id = str(turn.reply_id)
+async def relay(app: web.Application, turn: Turn, conversation: Conversation) -> FinalStatus:
+    """Let the model speak, and write what it says to the turn's reader if it has one."""
     pieces = turn.pieces
-    sent = 0
     try:
-        if response is not None:
-            await response.prepare(request)
-            if numbered:
-                # Sets the last event id without an event: an EventSource that loses the connection before the
-                # first token comes back with it, and does not ask again.
-                response.send(encode_chunk(encode_id(f"{message_id}:0")))
-        reply = request.app[MODEL](conversation)
+        await turn.reader_is_back()
+        reply = app[MODEL](conversation)
         turn.total_tokens = getattr(reply, "total_tokens", None)
-        if response is not None:
+        if conversation.stream:
             log.info("Starting stream", extra=known(textLength=getattr(reply, "text_length", None)))
         try:
             async for piece in reply:
+                if turn.paused:
+                    await turn.reader_is_back()
                 piece, chunk = spoken(piece) if len(piece) <= WORD_CHARS else spoken.__wrapped__(piece)
                 if not piece:
                     continue
                 pieces.append(piece)
-                if response is not None:
-                    if numbered:
-                        chunk = encode_chunk(encode_numbered_tokens(piece, message_id, sent))
-                        sent += len(piece)
-                    if response.send(chunk):
-                        await response.drain()
+                turn.length += len(piece)
+                reader = turn.reader
+                if reader is not None:
+                    if reader.numbered:
+                        sent = turn.length - len(piece)
+                        chunk = encode_chunk(encode_numbered_tokens(piece, str(turn.reply_id), sent))
+                    try:
+                        if reader.stream.send(chunk):
+                            await reader.stream.drain()
+                    except ClientGone:
+                        app[TURNS].lose(turn, reader)
+                    if turn.paused:
+                        await turn.reader_is_back()
+                elif turn.remote is not None:
+                    turn.remote.more.set()
                 if len(pieces) % TOKENS_BEFORE_YIELD == 0:
                     await asyncio.sleep(0)
         finally:
             await close_model(reply)
-    except ClientGone:
-        return "disconnected"
     except (Exception, asyncio.CancelledError) as exc:
         task = asyncio.current_task()
         if isinstance(exc, asyncio.CancelledError) and task is not None and task.cancelling():
             raise
         # A CancelledError that is not ours: something that the model waited for was cancelled.
         log.exception(
-            "Stream failed" if response is not None else "Reply failed", extra={"tokensStreamed": len(turn.pieces)}
+            "Stream failed" if conversation.stream else "Reply failed", extra={"tokensStreamed": len(pieces)}
         )
         return "failed"
     return "complete"
@@ -212,37 +203,80 @@ async def close_model(reply: Reply) -> None:
         log.exception("Model did not close")
 
 
-async def open_turn(request: web.Request, turn: Turn, question: Question) -> Opened:
-    """Store the question and an empty reply.
+async def open_turn(
+    request: web.Request, turn: Turn, question: Question, key: str | None, *, stream: bool
+) -> Conversation | uuid.UUID:
+    """Store the question and an empty reply, and return what the model is to be given.
+
+    If the key is an earlier turn's, store nothing and return that turn's reply.
 
     Raises:
-        ApiError: 403, the user is not in the org; 404, no such chat; 503, the database is away.
+        ApiError: 403, the user is not in the org; 404, no such chat; 409, the chat has a running reply, or the key
+            was used for another question; 429 or 503, there is no room for the turn; 503, the database is away.
     """
-    org_id, user_id = request[CALLER]
+    turns = request.app[TURNS]
+    asked = hashlib.sha256(json.dumps([question.message, str(question.chat_id)]).encode()).digest()
+    turns.admit(turn)
     try:
-        row = await request.app[STORE].turn_open(
-            org_id=org_id,
-            user_id=user_id,
-            chat_id=question.chat_id,
-            new_chat_id=uuid.uuid4(),
-            title=excerpt(question.message, words=8, chars=60),
-            question_id=uuid.uuid4(),
-            reply_id=turn.reply_id,
-            content=question.message,
-            server_id=request.app[TURNS].server_id,
-            history_limit=request.app[SETTINGS].history_limit_messages,
-        )
-    except DatabaseAway as exc:
-        if exc.sent:
-            request.app[TURNS].disown(turn)
+        row = await store_turn(request, turn, question, key, asked)
+        if row.chat_id is None:
+            turns.dismiss(turn)
+            return await why_not_opened(request, row, key, asked)
+    except BaseException:
+        turns.dismiss(turn)
         raise
-    if not row.caller_known:
-        refuse_caller()
-    if row.chat_id is None:
-        refuse_chat()
+    turn.chat_id, turn.created_at = row.chat_id, row.created_at
     messages = [Message(said["role"], said["content"]) for said in row.history]
     messages.append(Message("user", question.message))
-    return Opened(row.chat_id, row.created_at, messages)
+    return Conversation(messages, stream)
+
+
+async def store_turn(
+    request: web.Request, turn: Turn, question: Question, key: str | None, asked: bytes
+) -> OpenedTurn:
+    turns = request.app[TURNS]
+    # Twice, if another turn began in this chat at the same moment: then it is there to be seen.
+    for _ in range(2):
+        try:
+            return await request.app[STORE].turn_open(
+                org_id=turn.caller.org_id,
+                user_id=turn.caller.user_id,
+                chat_id=question.chat_id,
+                new_chat_id=uuid.uuid4(),
+                title=excerpt(question.message, words=8, chars=60),
+                question_id=uuid.uuid4(),
+                reply_id=turn.reply_id,
+                content=question.message,
+                server_id=turns.server_id,
+                history_limit=request.app[SETTINGS].history_limit_messages,
+                key=key,
+                asked=asked,
+            )
+        except Conflict:
+            continue
+        except DatabaseAway as exc:
+            if exc.sent:
+                turns.disown(turn)
+            raise
+    raise reply_runs(None)
+
+
+async def why_not_opened(request: web.Request, row: OpenedTurn, key: str | None, asked: bytes) -> uuid.UUID:
+    """Return the reply that the key has opened before, or raise what was wrong with the question."""
+    if not row.caller_known:
+        refuse_caller()
+    org_id, user_id = request[CALLER]
+    if key is not None:
+        earlier = await request.app[STORE].turn_by_key(org_id=org_id, user_id=user_id, key=key, asked=asked)
+        if earlier is not None and not earlier.same:
+            message = "The Idempotency-Key was used for another question, expected a new one for each."
+            raise ApiError(409, "Key reused", message, details={"message_id": str(earlier.reply_id)})
+        if earlier is not None:
+            reply_id: uuid.UUID = earlier.reply_id
+            return reply_id
+    if not row.chat_known:
+        refuse_chat()
+    raise reply_runs(row.running_id)
 
 
 async def list_chats(request: web.Request) -> web.Response:
@@ -300,29 +334,10 @@ def refuse_chat() -> NoReturn:
     raise ApiError(404, "Not found", "There is no such chat.")
 
 
-def failure(status: FinalStatus, stored: bool) -> str:
-    """Return the sentence that tells a client why it does not get a whole, stored reply."""
-    what = {
-        "complete": "The reply is complete",
-        "failed": "The model failed",
-        "interrupted": "The server is stopping",
-        "disconnected": "The client left",
-    }[status]
-    if stored:
-        return f"{what}; what it said so far is saved."
-    return f"{what}, but it could not be saved."
-
-
-def iso(moment: datetime) -> str:
-    """Return `moment` in UTC with milliseconds (RFC 3339), as JavaScript's toISOString does."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def log_disconnect(turn: Turn) -> None:
-    log.warning(
-        "Client disconnected during stream" if turn.stream is not None else "Client disconnected",
-        extra={"tokensStreamed": len(turn.pieces)} | known(totalTokens=turn.total_tokens),
-    )
+def reply_runs(running_id: uuid.UUID | None) -> ApiError:
+    details = {"message_id": str(running_id)} if running_id else {}
+    message = "The chat has a reply that still runs; read it, stop it, or wait for its end."
+    return ApiError(409, "Reply running", message, headers={"Retry-After": "1"}, details=details)
 
 
 def known(**fields: object) -> dict[str, object]:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,7 @@ class Database:
         after, if it is `repeatable`.
 
         Raises:
+            Conflict: as it says.
             DatabaseAway: the database cannot be reached, or took longer than `timeout_s`.
         """
         return await self._run(self._pool, name, params, repeatable)
@@ -153,6 +154,29 @@ class Database:
         The connection is replaced if it is lost, and its locks with it are.
         """
         return await self._run(self._guard, name, params, repeatable=True)
+
+    async def listen(self, channel: str, ready: Callable[[], None]) -> AsyncIterator[str]:
+        """Yield what is sent to a channel, on a connection of its own; call `ready` once it is heard.
+
+        Raises:
+            OSError: the connection cannot be made, or is lost. What is sent until the next call is not heard.
+        """
+        try:
+            connection = await aiopg.connect(
+                self._url, timeout=self._timeout_s, enable_hstore=False, application_name="llm-app bell"
+            )
+        except (psycopg2.Error, TimeoutError) as exc:
+            raise OSError("no connection") from exc
+        try:
+            async with connection.cursor() as cursor:
+                await cursor.execute(f'listen "{channel}"')
+            ready()
+            while True:
+                yield (await connection.notifies.get()).payload
+        except (psycopg2.Error, TimeoutError) as exc:
+            raise OSError("connection lost") from exc
+        finally:
+            await connection.close()
 
     async def _run(
         self, pool: aiopg.Pool | None, name: str, params: Mapping[str, object] | None, repeatable: bool
@@ -194,6 +218,8 @@ class Database:
         except AssertionError:
             # The pool's own: the idle connection that it was about to give, say, has just been closed.
             raise ConnectionLost(sent=sent) from None
+        except psycopg2.errors.UniqueViolation:
+            raise Conflict from None
         except psycopg2.Error as exc:
             cause = f"{type(exc).__name__} {exc.pgcode or ''}".rstrip()
             if _is_outage(exc):
@@ -203,6 +229,10 @@ class Database:
                 raise ConnectionLost(sent=sent) from None
             # Its detail quotes rows, and so message text: only the first line goes on, to the log.
             raise RuntimeError(f"{name}: {cause}: {exc.diag.message_primary}") from None
+
+
+class Conflict(Exception):
+    """A unique index does not allow what the statement would have stored."""
 
 
 class ConnectionLost(Exception):

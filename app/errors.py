@@ -12,12 +12,22 @@ class ApiError(Exception):
     and what was expected. Neither may hold message text, secrets or the text of another exception.
     """
 
-    def __init__(self, status: int, error: str, message: str, *, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        error: str,
+        message: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        details: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.error = error
         self.message = message
         self.headers = headers or {}
+        # Further fields of the answer.
+        self.details = details or {}
 
 
 class StartError(Exception):

@@ -28,38 +28,57 @@ class Caller(NamedTuple):
 CALLER: web.RequestKey[Caller] = web.RequestKey("caller", Caller)
 
 
-def by_headers(handler: Handler) -> Handler:
-    """Take the caller from `x-org-id` and `x-user-id`."""
+Identify = Callable[[web.Request], Awaitable[Caller]]
 
-    async def identified(request: web.Request) -> web.StreamResponse:
-        return await admit(request, request.headers, ("x-org-id", "x-user-id"), handler)
-
-    return identified
+# How a request that is no EventSource's says who is asking.
+IDENTIFY: web.AppKey[Identify] = web.AppKey("identify")
 
 
-def by_query(handler: Handler) -> Handler:
-    """Take the caller from `orgId` and `userId` in the query: `EventSource` cannot set headers.
+def identified(handler: Handler) -> Handler:
+    """Find out who is asking, by token or by headers, before the handler runs."""
 
-    Where a gateway has set the headers all the same, they must say the same.
+    async def admit(request: web.Request) -> web.StreamResponse:
+        refuse_foreign_site(request)
+        request[CALLER] = await request.app[IDENTIFY](request)
+        return await handler(request)
+
+    return admit
+
+
+def identified_by_query(handler: Handler) -> Handler:
+    """The same for `EventSource`, which cannot set headers: from `orgId` and `userId` in the query.
+
+    Where a gateway has set the headers all the same, they must say the same. With a ticket, the handler finds out
+    by itself; where tokens are checked, the query is not believed.
     """
 
-    async def identified(request: web.Request) -> web.StreamResponse:
-        for header, name in (("x-org-id", "orgId"), ("x-user-id", "userId")):
-            for value in request.headers.getall(header, []):
-                if value.lower() != request.query.get(name, "").lower():
-                    raise ApiError(403, "Forbidden", f"{name} is another than {header}, expected the same.")
-        return await admit(request, request.query, ("orgId", "userId"), handler)
+    async def admit(request: web.Request) -> web.StreamResponse:
+        refuse_foreign_site(request)
+        if "ticket" not in request.query:
+            if request.app[IDENTIFY] is from_headers:
+                request[CALLER] = from_query(request)
+            else:
+                request[CALLER] = await request.app[IDENTIFY](request)
+        return await handler(request)
 
-    return identified
+    return admit
 
 
-async def admit(
-    request: web.Request, given: MultiMapping[str], names: tuple[str, str], handler: Handler
-) -> web.StreamResponse:
-    refuse_foreign_site(request)
+async def from_headers(request: web.Request) -> Caller:
+    return caller(request.headers, ("x-org-id", "x-user-id"))
+
+
+def from_query(request: web.Request) -> Caller:
+    for header, name in (("x-org-id", "orgId"), ("x-user-id", "userId")):
+        for value in request.headers.getall(header, []):
+            if value.lower() != request.query.get(name, "").lower():
+                raise ApiError(403, "Forbidden", f"{name} is another than {header}, expected the same.")
+    return caller(request.query, ("orgId", "userId"))
+
+
+def caller(given: MultiMapping[str], names: tuple[str, str]) -> Caller:
     org_id, user_id = (parse_uuid(name, exactly_one(name, given.getall(name, []))) for name in names)
-    request[CALLER] = Caller(org_id, user_id)
-    return await handler(request)
+    return Caller(org_id, user_id)
 
 
 def exactly_one(name: str, values: Sequence[str]) -> str:

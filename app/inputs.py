@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import NamedTuple, NoReturn
 from uuid import UUID
 
@@ -16,6 +17,9 @@ from app.store import storable
 
 PAGE_SIZE_DEFAULT = 50
 PAGE_SIZE_LIMIT = 100
+
+
+SANE_KEY = re.compile(r"[!-~]{1,255}")
 
 
 class Question(NamedTuple):
@@ -74,6 +78,16 @@ def check_question(request: web.Request, message: object, chat_id: object) -> Qu
     if storable(message) != message:
         raise ApiError(400, "Bad message", "message holds NUL or a lone surrogate, expected Unicode text.")
     return Question(message, None if chat_id is None else parse_uuid("chat_id", chat_id))
+
+
+def read_key(request: web.Request) -> str | None:
+    """Return the `Idempotency-Key`, None if there is none."""
+    given = request.headers.getall("Idempotency-Key", [])
+    if not given:
+        return None
+    if len(given) > 1 or not SANE_KEY.fullmatch(given[0]):
+        raise ApiError(400, "Bad key", "Idempotency-Key is expected once, with 1 to 255 visible ASCII characters.")
+    return given[0]
 
 
 def read_page(request: web.Request) -> tuple[int, UUID | None]:

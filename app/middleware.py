@@ -51,7 +51,7 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 def error_response(request: web.Request, exc: ApiError) -> web.Response:
-    body = {"error": exc.error, "message": exc.message, "requestId": request[REQUEST_ID]}
+    body = {"error": exc.error, "message": exc.message, "requestId": request[REQUEST_ID], **exc.details}
     response = web.json_response(body, status=exc.status, headers=exc.headers)
     if exc.headers.get("Connection") == "close":
         response.force_close()
@@ -77,8 +77,10 @@ async def preflight(request: web.Request, handler: Handler) -> web.StreamRespons
     return web.Response(
         status=204,
         headers={
-            "Access-Control-Allow-Methods": "GET, POST",
-            "Access-Control-Allow-Headers": "content-type, x-org-id, x-user-id, x-request-id",
+            "Access-Control-Allow-Methods": "GET, POST, DELETE",
+            "Access-Control-Allow-Headers": (
+                "authorization, content-type, idempotency-key, x-org-id, x-user-id, x-request-id"
+            ),
             "Access-Control-Max-Age": "600",
         },
     )

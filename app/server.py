@@ -10,14 +10,16 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
-from app import chat, site
+from app import chat, resume, site, tickets
+from app.bells import Bells
 from app.db import DATABASE, Database, DatabaseAway
 from app.errors import StartError
-from app.identity import by_headers, by_query
+from app.identity import IDENTIFY, from_headers, identified, identified_by_query
 from app.middleware import observe, preflight, refuse_when_stopping, sign
 from app.model import Model, Simulated
 from app.settings import SETTINGS, Settings
 from app.store import STORE, Store
+from app.tokens import Tokens
 from app.turns import TURNS, Turns
 
 log = logging.getLogger(__name__)
@@ -44,16 +46,21 @@ def create_app(settings: Settings, *, model: Model | None = None) -> web.Applica
             web.get("/chat.js", site.page_file("chat.js")),
             web.get("/sse.js", site.page_file("sse.js")),
             web.get("/chat.css", site.page_file("chat.css")),
+            web.get("/openapi.json", site.page_file("openapi.json")),
             web.get("/health", site.health),
             web.get("/ready", site.ready),
-            web.post("/chat", by_headers(chat.send)),
-            web.post("/chat/stream", by_headers(chat.stream)),
-            web.get("/chat/stream", by_query(chat.stream_to_event_source), allow_head=False),
-            web.get("/chats", by_headers(chat.list_chats)),
-            web.get("/chats/{chat_id}/messages", by_headers(chat.list_messages)),
+            web.post("/chat", identified(chat.send)),
+            web.post("/chat/stream", identified(chat.stream)),
+            web.post("/chat/stream/ticket", identified(tickets.issue)),
+            web.get("/chat/stream", identified_by_query(chat.stream_to_event_source), allow_head=False),
+            web.get("/chat/stream/{message_id}", identified(resume.resume), allow_head=False),
+            web.delete("/chat/stream/{message_id}", identified(resume.stop)),
+            web.get("/chats", identified(chat.list_chats)),
+            web.get("/chats/{chat_id}/messages", identified(chat.list_messages)),
         ]
     )
     app[SETTINGS] = settings
+    app[IDENTIFY] = Tokens(settings).caller if settings.checks_tokens else from_headers
     # The seam: a real model goes here.
     app[chat.MODEL] = model or Simulated(settings.sim_delay_ms, settings.sim_seed)
     app.cleanup_ctx.append(keep_turns)
@@ -69,11 +76,16 @@ async def keep_turns(app: web.Application) -> AsyncIterator[None]:
     database = Database(settings.database_url, pool_size=settings.db_pool_size, timeout_s=settings.db_timeout_s)
     app[DATABASE] = database
     app[STORE] = store = Store(database)
+    app[resume.BELLS] = bells = Bells(database, store)
     app[TURNS] = turns = Turns(
         store,
+        bells,
         limit=settings.stream_limit,
+        user_limit=settings.user_stream_limit,
+        user_turns_per_minute=settings.user_turns_per_minute,
         heartbeat_s=settings.heartbeat_s,
         write_timeout_s=settings.write_timeout_s,
+        resume_window_s=settings.resume_window_s,
     )
     await database.open()
     await turns.guard()
@@ -81,7 +93,11 @@ async def keep_turns(app: web.Application) -> AsyncIterator[None]:
     await store.database_ping()
     if settings.seed_demo:
         await store.demo_seed()
-    background = [asyncio.create_task(turns.watch()), asyncio.create_task(turns.keep_guard())]
+    background = [
+        asyncio.create_task(turns.watch()),
+        asyncio.create_task(turns.keep_guard()),
+        asyncio.create_task(bells.answer(turns.take_call)),
+    ]
     yield
     for task in background:
         task.cancel()

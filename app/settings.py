@@ -17,6 +17,10 @@ T = TypeVar("T")
 DATABASE_URL = "a URL like postgresql://user:password@host:5432/name (in a password, %, @, : and / are escaped)"
 DATA_DIR = Path(".data")
 MAX_INT = 2**31 - 1
+# Of JSON Web Tokens; "none" is none of them.
+ALGORITHMS = frozenset(f"{family}{size}" for family in ("HS", "RS", "PS", "ES") for size in (256, 384, 512)) | {
+    "EdDSA"
+}
 ORIGIN = re.compile(r"null|[a-z][a-z0-9+.-]*://[^/\s,?#]+", re.IGNORECASE)
 
 
@@ -69,6 +73,26 @@ def _database_url(value: str) -> str:
     return value
 
 
+def _secret(value: str) -> str:
+    # RFC 7518, 3.2: a key for HS256 has at least the size of the hash.
+    if len(value.encode()) < 32:
+        raise ValueError
+    return value
+
+
+def _http_url(value: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/?#]+[^\s#]*", value):
+        raise ValueError
+    return value
+
+
+def _algorithms(value: str) -> frozenset[str]:
+    algorithms = frozenset(name.strip() for name in value.split(","))
+    if not algorithms <= ALGORITHMS:
+        raise ValueError
+    return algorithms
+
+
 def _milliseconds_range(value: str) -> tuple[float, float]:
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)-([0-9]+(?:\.[0-9]+)?)", value)
     if not match or not (low := float(match[1])) <= (high := float(match[2])) <= 60_000:
@@ -97,6 +121,16 @@ class Settings:
     data_dir: Path = _setting(DATA_DIR, Path, "a folder for the embedded PostgreSQL")
     seed_demo: bool | None = _setting(None, _switch, "0 or 1")
     log_level: str = _setting("info", *_choice("debug", "info", "warn", "error"))
+    trust_identity_headers: bool = _setting(False, _switch, "0 or 1")
+    jwt_secret: str | None = _setting(None, _secret, "at least 32 characters", secret=True)
+    jwt_jwks_url: str | None = _setting(None, _http_url, "a URL like https://id.example.com/.well-known/jwks.json")
+    jwt_algorithms: frozenset[str] = _setting(
+        frozenset({"HS256", "RS256", "ES256"}), _algorithms, "some of " + ", ".join(sorted(ALGORITHMS))
+    )
+    jwt_org_claim: str = _setting("org_id", str, "the name of a claim")
+    jwt_user_claim: str = _setting("sub", str, "the name of a claim")
+    jwt_audience: str | None = _setting(None, str, "any text")
+    jwt_issuer: str | None = _setting(None, str, "any text")
     cors_origins: frozenset[str] = _setting(
         frozenset({"http://localhost:8080", "http://127.0.0.1:8080"}),
         _origins,
@@ -116,12 +150,19 @@ class Settings:
     keepalive_timeout_s: float = _setting(75.0, *_seconds(0.1))
 
     stream_limit: int = _setting(2_000, *_whole(1))
+    user_stream_limit: int = _setting(20, *_whole(0))
+    user_turns_per_minute: int = _setting(120, *_whole(0))
     heartbeat_s: float = _setting(15.0, *_seconds(0.1))
+    resume_window_s: float = _setting(20.0, *_seconds(0, 3_600))
     write_timeout_s: float = _setting(30.0, *_seconds(0.1))
     shutdown_grace_s: float = _setting(5.0, *_seconds(0))
 
     db_pool_size: int = _setting(10, *_whole(1, 1_000))
     db_timeout_s: float = _setting(5.0, *_seconds(0.1, 600))
+
+    @property
+    def checks_tokens(self) -> bool:
+        return self.jwt_secret is not None or self.jwt_jwks_url is not None
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
@@ -141,6 +182,8 @@ class Settings:
             except (ValueError, KeyError):
                 shown = "(not shown)" if setting.metadata["secret"] else repr(value)
                 raise StartError(f"{key} is {shown}, expected {setting.metadata['expected']}") from None
+        if values.get("jwt_secret") and values.get("jwt_jwks_url"):
+            raise StartError("JWT_SECRET and JWT_JWKS_URL are both set, expected one of them")
         return cls(**values)
 
 

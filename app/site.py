@@ -26,7 +26,7 @@ HEADERS = {
 
 
 # Not left to the machine's own table: browsers run no script whose type is another.
-CONTENT_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
+CONTENT_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".json": "application/json"}
 
 
 def page_file(name: str) -> Handler:

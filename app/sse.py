@@ -135,6 +135,10 @@ class EventStream(web.StreamResponse):
         self._sends += 1
         return self._protocol.writing_paused
 
+    def is_waiting(self) -> bool:
+        """Tell whether a write waits for the peer."""
+        return self._waiting
+
     async def drain(self) -> None:
         """Wait until the peer has read most of what was sent."""
         assert self._writer is not None

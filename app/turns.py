@@ -1,20 +1,24 @@
-"""The turns that run in this process: watched while they do, stopped together, saved whatever happens."""
+"""The turns that run in this process: watched while they do, paused and resumed, saved whatever happens."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager, suppress
-from typing import Any
+from collections import deque
+from collections.abc import Coroutine
+from contextlib import suppress
+from datetime import datetime
+from math import ceil
+from typing import Any, Literal, NamedTuple
 from uuid import UUID, uuid4
 
 from aiohttp import web
 
-from app.db import DatabaseAway
+from app.bells import Bells, Call, channel
+from app.db import Conflict, DatabaseAway
 from app.errors import ApiError
-from app.sse import EventStream
+from app.identity import Caller
+from app.sse import ClientGone, EventStream, encode_chunk, encode_numbered_tokens, encode_tokens
 from app.store import FinalStatus, Store
 
 log = logging.getLogger(__name__)
@@ -34,44 +38,114 @@ MODEL_CLOSE_TIMEOUT_S = 2.0
 # For interrupted turns to save their replies and tell their clients.
 LAST_WORDS_S = MODEL_CLOSE_TIMEOUT_S + 0.5
 
+# How often a reply that is read at another server is saved there to see; its readers see no shorter gaps.
+SHARE_S = 0.05
+
+MINUTE_S = 60.0
+
+# A used ticket lets its reader come back.
+TICKET_AGE_S = 3600.0
+
+# A server whose client reads a reply here calls again within CALL_AGAIN_S; one that has not is taken for gone.
+CALL_AGAIN_S = 1.0
+CALL_TIMEOUT_S = 5.0
+
+
+class Ended(NamedTuple):
+    """How a turn ended, and whether that is stored."""
+
+    status: FinalStatus
+    stored: bool
+
+
+class Reader:
+    """A client of this process who reads a reply along."""
+
+    def __init__(self, request: web.Request, stream: EventStream, *, numbered: bool) -> None:
+        self.stream = stream
+        self.numbered = numbered
+        self._transport = request.transport
+        self.over: asyncio.Future[Ended | Literal["left", "replaced"]] = asyncio.get_running_loop().create_future()
+
+    def is_there(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
+
+    def end(self, how: Ended | Literal["left", "replaced"]) -> None:
+        if not self.over.done():
+            self.over.set_result(how)
+
+
+class RemoteReader:
+    """A client of another server who reads a reply of this one."""
+
+    def __init__(self, server_id: int) -> None:
+        self.server_id = server_id
+        self.called_at_s = asyncio.get_running_loop().time()
+        self.more = asyncio.Event()
+        self.more.set()
+        self.task: asyncio.Task[None] | None = None
+
 
 class Turn:
     """One question and the reply to it, from before `turn_open` to after `turn_close`."""
 
-    def __init__(self, request: web.Request, org_id: UUID) -> None:
-        self.org_id = org_id
-        self.reply_id = uuid4()
+    def __init__(
+        self, caller: Caller, reply_id: UUID | None = None, *, asker: asyncio.BaseTransport | None = None
+    ) -> None:
+        self.caller = caller
+        self.reply_id = reply_id or uuid4()
+        self.chat_id: UUID
+        self.created_at: datetime
         # Everything the model has said, noted before it is written: what a client saw is a prefix of it.
         self.pieces: list[str] = []
+        # Its length in code points.
+        self.length = 0
         # What the model knew of its length beforehand, for the log.
         self.total_tokens: int | None = None
-        self.stream: EventStream | None = None
+        self.reader: Reader | None = None
+        self.remote: RemoteReader | None = None
+        # Nobody reads a streamed reply: no more is asked of the model until somebody does.
+        self.paused = False
         self.interrupted_by: FinalStatus | None = None
+        self.ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
+        self.task: asyncio.Task[None] | None = None
+        # The connection of who waits for the whole reply: where it closes, the turn ends.
+        self._asker = asker
+        self._back: asyncio.Future[None] | None = None
+        self._relaying = False
         self._cut_off_s = 0.0
-        self._transport = request.transport
-        self._task: asyncio.Task[FinalStatus] | None = None
+        # While paused: its save, and when nobody may come back any more.
+        self.saved: asyncio.Future[bool] | None = None
+        # A save is not tried again once there is a later one.
+        self.saves = 0
+        self.window: asyncio.TimerHandle | None = None
+        self.resuming = asyncio.Lock()
 
     @property
     def text(self) -> str:
         return "".join(self.pieces)
 
-    async def relay(self, relay: Coroutine[Any, Any, FinalStatus]) -> FinalStatus:
-        """Run `relay`, which lets the model speak, and return how that ended; `interrupt` ends it early.
+    def is_abandoned(self) -> bool:
+        return self._asker is not None and self._asker.is_closing()
 
-        It runs in a task of its own: each token wakes that task's few frames, and not the dozen of the
-        handler and the middleware around it.
-        """
-        self._task = asyncio.create_task(relay)
+    async def relay(self, relay: Coroutine[Any, Any, FinalStatus]) -> FinalStatus:
+        """Await `relay`, which lets the model speak, and return how that ended; `interrupt` ends it early."""
+        task = asyncio.current_task()
+        assert task is not None
         if self.interrupted_by is not None:
-            self._task.cancel()
+            relay.close()
+            return self.interrupted_by
+        self._relaying = True
         try:
-            return await self._task
+            return await relay
         except asyncio.CancelledError:
-            if self.interrupted_by is None or not self._task.cancelled():
+            if self.interrupted_by is None:
                 raise
+            while task.cancelling():
+                task.uncancel()
             return self.interrupted_by
         finally:
-            self._task = None
+            self._relaying = False
 
     def interrupt(self, status: FinalStatus) -> None:
         """End the turn with this status where it waits, or before it begins to.
@@ -83,32 +157,63 @@ class Turn:
             self.interrupted_by, self._cut_off_s = status, now_s + MODEL_CLOSE_TIMEOUT_S
         elif now_s < self._cut_off_s:
             return
-        if self._task is not None:
-            self._task.cancel()
+        if self._relaying and self.task is not None:
+            self.task.cancel()
 
-    def look(self, now_s: float, heartbeat_s: float) -> None:
-        """Look after the connection; interrupt the turn if the client is gone."""
-        there = self._transport is not None and not self._transport.is_closing()
-        if there and self.stream is not None:
-            there = self.stream.look(now_s, heartbeat_s)
-        if not there:
-            self.interrupt("disconnected")
+    async def reader_is_back(self) -> None:
+        """Wait while the turn is paused."""
+        while self.paused:
+            self._back = asyncio.get_running_loop().create_future()
+            await self._back
+
+    def go_on(self) -> None:
+        self.paused = False
+        if self.window is not None:
+            self.window.cancel()
+            self.window = None
+        if self._back is not None and not self._back.done():
+            self._back.set_result(None)
+
+    def finish(self, ended: Ended) -> None:
+        if not self.ended.done():
+            self.ended.set_result(ended)
+        if self.reader is not None:
+            self.reader.end(ended)
 
 
 class Turns:
     """The running turns, and the saves of those that ended."""
 
-    def __init__(self, store: Store, *, limit: int, heartbeat_s: float, write_timeout_s: float) -> None:
+    def __init__(
+        self,
+        store: Store,
+        bells: Bells,
+        *,
+        limit: int,
+        user_limit: int,
+        user_turns_per_minute: int,
+        heartbeat_s: float,
+        write_timeout_s: float,
+        resume_window_s: float,
+    ) -> None:
         self._store = store
+        self._bells = bells
         self._limit = limit
+        self._user_limit = user_limit
+        self._user_turns_per_minute = user_turns_per_minute
+        # When each user's last turns were admitted.
+        self._admitted: dict[Caller, deque[float]] = {}
         self._heartbeat_s = heartbeat_s
         self._tick_s = min(0.5, heartbeat_s / 10, write_timeout_s / 10)
+        self._resume_window_s = resume_window_s
         self.stopping = False
-        # Replies carry it; that its lock is held tells other servers that this one lives.
-        self.server_id = secrets.randbits(62)
-        self._running: set[Turn] = set()
+        self.server_id = bells.server_id
+        self._running: dict[UUID, Turn] = {}
+        # Readers of replies that do not run here.
+        self.followers: set[Reader] = set()
         self._none_running = asyncio.Event()
         self._none_running.set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._saves: set[asyncio.Task[None]] = set()
         self._last_call = asyncio.Event()
 
@@ -116,26 +221,180 @@ class Turns:
     def running(self) -> int:
         return len(self._running)
 
-    @asynccontextmanager
-    async def run(self, turn: Turn) -> AsyncIterator[None]:
-        """Count `turn` as running: it is watched, and a stop waits for it.
+    def find(self, reply_id: UUID) -> Turn | None:
+        """Return a turn that runs in this process."""
+        turn = self._running.get(reply_id)
+        return turn if turn is not None and turn.task is not None else None
+
+    def admit(self, turn: Turn) -> None:
+        """Count `turn` as running until it has ended, or is dismissed: a stop waits for it.
 
         Raises:
-            ApiError: 503, the server is stopping, or runs as many turns as it may.
+            ApiError: 503, the server is stopping, or runs as many turns as it may; 429, its user has as many.
         """
         if self.stopping:
             raise stopping()
         if len(self._running) >= self._limit:
             message = f"The server is busy with {self._limit} replies, its limit; try again."
             raise ApiError(503, "Busy", message, headers={"Retry-After": "5"})
-        self._running.add(turn)
+        self._ration(turn.caller)
+        self._running[turn.reply_id] = turn
         self._none_running.clear()
+
+    def _ration(self, caller: Caller) -> None:
+        """Count a turn of this user in this process; a limit of 0 is none."""
+        if self._user_limit:
+            running = sum(turn.caller == caller for turn in self._running.values())
+            if running >= self._user_limit:
+                message = f"You have {running} replies running, expected at most {self._user_limit} at once."
+                raise ApiError(429, "Too many replies", message, headers={"Retry-After": "1"})
+        if self._user_turns_per_minute:
+            now_s = asyncio.get_running_loop().time()
+            times = self._admitted.setdefault(caller, deque(maxlen=self._user_turns_per_minute))
+            if len(times) == times.maxlen and now_s - times[0] < MINUTE_S:
+                message = f"You have asked {len(times)} times within a minute, expected at most as often."
+                wait_s = ceil(MINUTE_S - (now_s - times[0]))
+                raise ApiError(429, "Too many turns", message, headers={"Retry-After": str(wait_s)})
+            times.append(now_s)
+
+    def _forget_users(self) -> None:
+        long_ago_s = asyncio.get_running_loop().time() - MINUTE_S
+        for caller in [caller for caller, times in self._admitted.items() if times[-1] < long_ago_s]:
+            del self._admitted[caller]
+
+    def dismiss(self, turn: Turn) -> None:
+        self._running.pop(turn.reply_id, None)
+        if not self._running:
+            self._none_running.set()
+
+    def start(self, turn: Turn, conduct: Coroutine[Any, Any, None]) -> None:
+        """Run an admitted turn in a task of its own: it outlives the request that opened it.
+
+        So each token also wakes that task's few frames, and not the dozen of the handler and the middleware.
+        """
+        turn.task = asyncio.create_task(conduct)
+        self._keep(turn.task)
+        turn.task.add_done_callback(lambda _: self.dismiss(turn))
+
+    def attach(self, turn: Turn, reader: Reader, offset: int) -> None:
+        """Let `reader` read along from this code point on; who read before is told that they are replaced."""
+        self._release(turn, "replaced")
+        turn.reader = reader
         try:
-            yield
-        finally:
-            self._running.discard(turn)
-            if not self._running:
-                self._none_running.set()
+            if not reader.is_there():
+                raise ClientGone
+            if offset < turn.length:
+                reader.stream.send(encode_rest(turn.text[offset:], turn.reply_id, offset, reader.numbered))
+        except ClientGone:
+            self.lose(turn, reader)
+            return
+        turn.go_on()
+        if turn.ended.done():
+            reader.end(turn.ended.result())
+
+    def lose(self, turn: Turn, reader: Reader | None) -> None:
+        """The reader has left: pause the turn, its text saved, for the resume window; without one, end it."""
+        if turn.reader is not reader:
+            return
+        self._release(turn, "left")
+        if turn.interrupted_by is not None or turn.ended.done():
+            return
+        if not self._resume_window_s or self.stopping:
+            turn.interrupt("disconnected")
+            return
+        turn.paused = True
+        turn.saved = self._start_save(turn, "disconnected", opened=True, resume_window_s=self._resume_window_s)
+        self._open_window(turn)
+
+    def _release(self, turn: Turn, how: Literal["left", "replaced"]) -> None:
+        if turn.reader is not None:
+            reader, turn.reader = turn.reader, None
+            reader.end(how)
+            if reader.stream.is_waiting():
+                # Nothing can be said to a client who is behind; and the turn must not wait for it.
+                reader.stream.abort()
+        if turn.remote is not None:
+            if turn.remote.task is not None:
+                turn.remote.task.cancel()
+            turn.remote = None
+
+    async def resume(self, turn: Turn) -> bool:
+        """Let a turn that may be paused run again, as soon as a reader is attached; return whether it does.
+
+        Raises:
+            DatabaseAway: as it says; the turn stays paused.
+        """
+        async with turn.resuming:
+            if turn.saved is not None and turn.interrupted_by is None:
+                # From here on the save of the pause is not tried again, and the window is a new one.
+                turn.saves += 1
+                self._open_window(turn)
+                await turn.saved
+                try:
+                    resumed = await self._store.turn_resume(
+                        org_id=turn.caller.org_id, reply_id=turn.reply_id, server_id=self.server_id
+                    )
+                except Conflict:
+                    resumed = False
+                if resumed:
+                    turn.saved = None
+                else:
+                    turn.interrupt("disconnected")
+            return turn.interrupted_by is None and not turn.ended.done()
+
+    def _open_window(self, turn: Turn) -> None:
+        if turn.window is not None:
+            turn.window.cancel()
+        loop = asyncio.get_running_loop()
+        turn.window = loop.call_later(self._resume_window_s, turn.interrupt, "disconnected")
+
+    def take_call(self, call: Call, reply_id: UUID, server_id: int) -> None:
+        """Do what another server asks for a client of its own; that the reply is that client's, it has checked."""
+        turn = self.find(reply_id)
+        if turn is None:
+            return
+        if call == "stop":
+            turn.interrupt("stopped")
+        elif call == "leave":
+            if turn.remote is not None and turn.remote.server_id == server_id:
+                self.lose(turn, None)
+        elif turn.remote is not None and turn.remote.server_id == server_id:
+            turn.remote.called_at_s = asyncio.get_running_loop().time()
+        else:
+            self._keep(asyncio.create_task(self._attach_remote(turn, server_id)))
+
+    async def _attach_remote(self, turn: Turn, server_id: int) -> None:
+        with suppress(DatabaseAway):
+            if await self.resume(turn):
+                self._release(turn, "replaced")
+                turn.remote = remote = RemoteReader(server_id)
+                remote.task = asyncio.create_task(self._share(turn, remote))
+                self._keep(remote.task)
+                turn.go_on()
+
+    async def _share(self, turn: Turn, remote: RemoteReader) -> None:
+        """Save what the reply has where a reader at another server sees it. Runs until cancelled."""
+        while True:
+            await remote.more.wait()
+            remote.more.clear()
+            with suppress(DatabaseAway):
+                await self._store.turn_share(
+                    org_id=turn.caller.org_id,
+                    reply_id=turn.reply_id,
+                    server_id=self.server_id,
+                    content=turn.text,
+                    channel=channel(remote.server_id),
+                    payload=self._bells.payload("said", turn.reply_id),
+                )
+            await asyncio.sleep(SHARE_S)
+
+    async def tell(self, turn: Turn) -> None:
+        """Tell a reader at another server that the turn has ended."""
+        if turn.remote is not None:
+            remote = turn.remote
+            self._release(turn, "left")
+            with suppress(DatabaseAway):
+                await self._bells.ring(remote.server_id, "said", turn.reply_id)
 
     def close(self, turn: Turn, status: FinalStatus) -> asyncio.Future[bool]:
         """Start to save the reply with its final status; the future tells whether it is stored at first try.
@@ -150,16 +409,37 @@ class Turns:
         self._start_save(turn, "failed", opened=False)
 
     async def watch(self) -> None:
-        """Ping silent streams, and end turns whose client is gone. Runs until cancelled."""
+        """Ping silent streams, and see which clients are gone. Runs until cancelled."""
         now_s = asyncio.get_running_loop().time
         while True:
             await asyncio.sleep(self._tick_s)
-            for turn in list(self._running):
+            for reader in list(self.followers):
+                with suppress(ClientGone):
+                    reader.stream.look(now_s(), self._heartbeat_s)
+            for turn in list(self._running.values()):
                 try:
-                    turn.look(now_s(), self._heartbeat_s)
+                    self._look(turn, now_s())
                 except Exception:
                     log.exception("Watch failed")
                     turn.interrupt("failed")
+
+    def _look(self, turn: Turn, now_s: float) -> None:
+        reader, remote = turn.reader, turn.remote
+        if reader is not None:
+            try:
+                there = reader.is_there() and reader.stream.look(now_s, self._heartbeat_s)
+            except ClientGone:
+                there = False
+            if not there:
+                self.lose(turn, reader)
+        elif remote is not None:
+            if now_s - remote.called_at_s > CALL_TIMEOUT_S:
+                self.lose(turn, None)
+        elif turn.is_abandoned():
+            turn.interrupt("disconnected")
+        if turn.interrupted_by is not None:
+            # Again, for a model that does not let go.
+            turn.interrupt(turn.interrupted_by)
 
     async def guard(self) -> None:
         """Show that this server lives, and close what dead ones left open.
@@ -175,8 +455,10 @@ class Turns:
         """Guard again and again. Runs until cancelled."""
         while True:
             await asyncio.sleep(SWEEP_S)
+            self._forget_users()
             try:
                 await self.guard()
+                await self._store.ticket_sweep(age_s=TICKET_AGE_S)
             except ApiError:
                 # Logged where it happened; the next round tries again.
                 continue
@@ -186,20 +468,23 @@ class Turns:
     async def drain(self, grace_s: float) -> None:
         """Refuse new turns, let the running ones end by themselves for `grace_s`, then interrupt the rest.
 
-        A second call does nothing.
+        Those that nobody reads end at once. A second call does nothing.
         """
         if self.stopping:
             return
         self.stopping = True
+        for turn in list(self._running.values()):
+            if turn.paused:
+                turn.interrupt("disconnected")
         with suppress(TimeoutError):
             await asyncio.wait_for(self._none_running.wait(), grace_s)
-        for turn in list(self._running):
+        for turn in list(self._running.values()):
             turn.interrupt("interrupted")
         with suppress(TimeoutError):
             await asyncio.wait_for(self._none_running.wait(), LAST_WORDS_S)
-        for turn in self._running:
+        for turn in self._running.values():
             # Its model does not let go.
-            self.close(turn, "interrupted")
+            turn.finish(Ended("interrupted", await self.close(turn, "interrupted")))
 
     async def finish(self, timeout_s: float) -> None:
         """Wait for the saves under way; those that wait for the database are tried once more."""
@@ -207,28 +492,47 @@ class Turns:
         if self._saves:
             await asyncio.wait(self._saves, timeout=timeout_s)
 
-    def _start_save(self, turn: Turn, status: FinalStatus, *, opened: bool) -> asyncio.Future[bool]:
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _start_save(
+        self, turn: Turn, status: FinalStatus, *, opened: bool, resume_window_s: float | None = None
+    ) -> asyncio.Future[bool]:
         tried: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        save = asyncio.create_task(self._save(turn, status, opened, tried))
+        save = asyncio.create_task(self._save(turn, status, opened, resume_window_s, tried))
         self._saves.add(save)
         save.add_done_callback(self._saves.discard)
         return tried
 
-    async def _save(self, turn: Turn, status: FinalStatus, opened: bool, tried: asyncio.Future[bool]) -> None:
-        """Save until it is saved or the server has no more time; the first try's outcome goes to `tried`."""
+    async def _save(
+        self,
+        turn: Turn,
+        status: FinalStatus,
+        opened: bool,
+        resume_window_s: float | None,
+        tried: asyncio.Future[bool],
+    ) -> None:
+        """Save until it is saved, a later save takes its place, or the server has no more time.
+
+        The first try's outcome goes to `tried`.
+        """
         now_s = asyncio.get_running_loop().time
         give_up_at_s = now_s() + (0 if opened else LATE_OPEN_S)
         delay_s = FIRST_RETRY_S
+        turn.saves = number = turn.saves + 1
+        text = turn.text
         while True:
             last_call = self._last_call.is_set()
             stored = settled = False
             try:
                 stored = await self._store.turn_close(
-                    org_id=turn.org_id,
+                    org_id=turn.caller.org_id,
                     reply_id=turn.reply_id,
                     server_id=self.server_id,
-                    content=turn.text,
+                    content=text,
                     status=status,
+                    resume_window_s=resume_window_s,
                 )
                 settled = stored or now_s() >= give_up_at_s
             except DatabaseAway:
@@ -239,11 +543,32 @@ class Turns:
                 settled = True
             if not tried.done():
                 tried.set_result(stored)
-            if settled or last_call:
+            if settled or last_call or turn.saves != number:
                 break
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._last_call.wait(), delay_s)
+            if turn.saves != number:
+                break
             delay_s = min(2 * delay_s, LAST_RETRY_S)
+
+
+def encode_rest(text: str, reply_id: UUID, offset: int, numbered: bool) -> bytes:
+    """Return the events of the rest of a reply, for a reader who has it up to `offset`."""
+    return encode_chunk(encode_numbered_tokens(text, str(reply_id), offset) if numbered else encode_tokens(text))
+
+
+def failure(status: FinalStatus, stored: bool) -> str:
+    """Return the sentence that tells a client why it does not get a whole, stored reply."""
+    what = {
+        "complete": "The reply is complete",
+        "failed": "The model failed",
+        "interrupted": "The server is stopping",
+        "disconnected": "The client left",
+        "stopped": "The reply was stopped",
+    }[status]
+    if stored:
+        return f"{what}; what it said so far is saved."
+    return f"{what}, but it could not be saved."
 
 
 def stopping() -> ApiError:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import socket
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -84,6 +85,8 @@ class Rows:
 
     def forget_demo(self) -> None:
         """Take the demo org and all that is in it out of the database."""
+        for table in ("turn_keys", "tickets"):
+            self(f"delete from {table} where org_id = %s", str(DEMO_ORG_ID))
         for table, key in (("messages", "org_id"), ("chats", "org_id"), ("users", "org_id"), ("orgs", "id")):
             self(f"delete from {table} where {key} = %s", str(DEMO_ORG_ID))
 
@@ -104,10 +107,13 @@ def says(*pieces: str | Exception) -> Model:
 
 
 class Gated:
-    """A model that says `piece` once for each `go()`, and tells what became of it."""
+    """A model that says a piece for each `go()`, and tells what became of it.
 
-    def __init__(self, piece: str = "word ") -> None:
-        self.piece = piece
+    It says `piece` for ever, or each of `pieces` once; then it ends.
+    """
+
+    def __init__(self, piece: str = "word ", pieces: Iterable[str] | None = None) -> None:
+        self.pieces = itertools.repeat(piece) if pieces is None else pieces
         self.asked = asyncio.Event()
         self.closed = asyncio.Event()
         self.said = 0
@@ -120,10 +126,10 @@ class Gated:
     async def __call__(self, conversation: Conversation) -> AsyncIterator[str]:
         self.asked.set()
         try:
-            while True:
+            for piece in self.pieces:
                 await self._gate.acquire()
                 self.said += 1
-                yield self.piece
+                yield piece
         finally:
             self.closed.set()
 

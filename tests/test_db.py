@@ -299,12 +299,16 @@ async def test_concurrent_turns_of_one_chat_keep_each_reply_behind_its_question(
     client = await aiohttp_client(await start_server(model=says("reply")))
     first = await client.post("/chat", json={"message": "0"}, headers=tenant.headers)
     chat_id = (await first.json())["chat_id"]
-    await asyncio.gather(
-        *(
-            client.post("/chat", json={"message": str(n), "chat_id": chat_id}, headers=tenant.headers)
-            for n in range(1, 30)
-        )
-    )
+
+    async def ask(n: int) -> None:
+        while True:
+            body = {"message": str(n), "chat_id": chat_id}
+            async with client.post("/chat", json=body, headers=tenant.headers) as response:
+                if response.status == 200:
+                    return
+                assert response.status == 409
+
+    await asyncio.gather(*(ask(n) for n in range(1, 30)))
     assert rows(
         "select array_agg(position order by position), array_agg(role order by position) from messages"
         " where chat_id = %s",
@@ -340,7 +344,12 @@ async def test_closed_reply_is_not_closed_otherwise_again_but_the_same_close_may
 
     async def close(content: str, status: Any, server_id: int = server_id) -> bool:
         return await store.turn_close(
-            org_id=org_id, reply_id=reply_id, server_id=server_id, content=content, status=status
+            org_id=org_id,
+            reply_id=reply_id,
+            server_id=server_id,
+            content=content,
+            status=status,
+            resume_window_s=None,
         )
 
     assert await close("reply", "complete")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +17,12 @@ from app import model as simulated
 from app.chat import MODEL
 from app.db import DATABASE
 from app.turns import TURNS
+
+
+@pytest.fixture
+def start_server(start_server: StartServer) -> StartServer:
+    """Start servers whose turns end with their readers; that they can be resumed, test_resume.py shows."""
+    return partial(start_server, resume_window_s=0)
 
 
 def assert_nothing_leaked(server: TestServer, caplog: pytest.LogCaptureFixture) -> None:
@@ -114,6 +121,7 @@ async def test_100_disconnects_at_random_tokens_each_save_an_exact_prefix(
         assert content.startswith(seen)
     await eventually(lambda: len(logged(caplog, "Request completed")) == 100)
     assert len(logged(caplog, "Client disconnected during stream")) == 100
+    await eventually(lambda: app[TURNS].running == 0)
     assert_nothing_leaked(server, caplog)
 
 
@@ -160,8 +168,8 @@ async def test_unacknowledged_data_closes_the_connection_after_the_write_timeout
     sockets = []
 
     async def model(conversation: Any) -> Any:
-        [turn] = server.app[TURNS]._running  # type: ignore[index]
-        sockets.append(turn.stream._transport.get_extra_info("socket"))
+        [turn] = server.app[TURNS]._running.values()  # type: ignore[index]
+        sockets.append(turn.reader.stream._transport.get_extra_info("socket"))
         yield str(sockets[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
 
     server = await start_server(model=model, write_timeout_s=12.5)
@@ -181,7 +189,7 @@ async def test_disconnect_while_the_turn_is_opened_saves_an_empty_reply(
         client.reset()
     [request] = await eventually(lambda: logged(caplog, "Request completed"))
     assert request.outcome == "disconnected"
-    assert rows.messages(tenant.org_id)[1] == ("assistant", "", "disconnected")
+    await eventually(lambda: rows.messages(tenant.org_id)[1] == ("assistant", "", "disconnected"))
     assert_nothing_leaked(server, caplog)
 
 

@@ -189,7 +189,7 @@ async def test_text_and_cursor_are_shown_while_the_model_still_speaks(
     await page.emulate_media(reduced_motion="reduce")
     assert await reply.locator(".text").evaluate(cursor) == "none"
     await page.keyboard.press("Escape")
-    await expect(reply).to_have_attribute("data-status", "disconnected")
+    await expect(reply).to_have_attribute("data-status", "stopped")
     assert (
         await reply.locator(".text").evaluate("(element) => getComputedStyle(element, '::after').content")
         == "none"
@@ -207,11 +207,11 @@ async def test_stop_keeps_what_has_arrived_and_ends_the_turn_on_the_server(
     await expect(replies(page).locator(".text")).to_have_text("word word word ")
     await (page.get_by_role("button", name="Stop").click() if by == "button" else page.keyboard.press("Escape"))
 
-    await expect(replies(page).locator(".status")).to_have_text("Stopped before the end")
+    await expect(replies(page).locator(".status")).to_have_text("Stopped")
     await expect(page.get_by_role("button", name="Send")).to_be_visible()
     await expect(page.get_by_role("textbox", name="Message")).to_be_focused()
     assert await shown(replies(page)) == "word word word "
-    await eventually(lambda: rows.messages(tenant.org_id)[1] == ("assistant", "word word word ", "disconnected"))
+    await eventually(lambda: rows.messages(tenant.org_id)[1] == ("assistant", "word word word ", "stopped"))
     assert model.closed.is_set()
 
     # The chat goes on.
@@ -252,7 +252,7 @@ async def test_reply_is_announced_by_the_sentence_and_not_by_the_token(
     model.go()
     await expect(live).to_have_text(["One, two. ", "Three One, two. "])
     await page.keyboard.press("Escape")
-    await expect(live).to_have_text(["One, two. ", "Three One, two. ", "Three ", "Stopped before the end"])
+    await expect(live).to_have_text(["One, two. ", "Three One, two. ", "Three ", "Stopped"])
     assert await page.locator("#live").get_attribute("aria-live") == "polite"
 
 
@@ -274,16 +274,34 @@ async def test_reload_keeps_the_settings_and_the_chat(
     await expect(page.locator("#user")).to_have_value(other.user_id)
 
 
-async def test_reload_in_the_middle_of_a_reply_shows_how_it_ended(
-    start_server: StartServer, open_page: OpenPage
+async def test_reload_in_the_middle_of_a_reply_goes_on_with_it(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    model = Gated(pieces=["one ", "two ", "three ", "four"])
+    page = await open_page(await start_server(model=model))
+    await say(page, "Hi")
+    model.go(2)
+    await expect(replies(page).locator(".text")).to_have_text("one two ")
+    await page.reload()
+    await expect(replies(page).locator(".text")).to_have_text("one two ")
+    model.go(2)
+    await expect(replies(page).locator(".text")).to_have_text("one two three four")
+    await is_complete(replies(page).last)
+    assert rows.messages(tenant.org_id)[1] == ("assistant", "one two three four", "complete")
+
+
+async def test_page_that_comes_back_after_the_resume_window_shows_how_it_ended(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
 ) -> None:
     model = Gated()
-    page = await open_page(await start_server(model=model, heartbeat_s=0.2))
+    page = await open_page(await start_server(model=model, resume_window_s=0))
     await say(page, "Hi")
     model.go(2)
     await expect(replies(page).locator(".text")).to_have_text("word word ")
-    await page.reload()
-    await expect(replies(page).locator(".status")).to_have_text("Stopped before the end")
+    await page.goto("about:blank")
+    await eventually(lambda: rows.messages(tenant.org_id)[1][2] == "disconnected")
+    await page.go_back()
+    await expect(replies(page).locator(".status")).to_have_text("Left before the end")
     await expect(replies(page).locator(".text")).to_have_text("word word ")
 
 
@@ -297,7 +315,7 @@ async def test_history_tells_which_replies_are_not_whole(
     page = await open_page(server, url=f"{base(server)}/#{chat_id}")
     await expect(replies(page).locator(".status")).to_have_text(
         [
-            "Stopped before the end",
+            "Left before the end",
             "Failed before the end",
             "Interrupted: the server stopped before the end",
             "",
@@ -536,20 +554,22 @@ async def test_server_that_does_not_answer_is_named(start_server: StartServer, o
     await expect(notice).to_contain_text("CORS_ORIGINS")
 
 
-async def test_connection_that_breaks_is_told_and_the_part_stays(
+async def test_connection_that_breaks_is_made_again_and_no_text_is_shown_twice(
     start_server: StartServer, open_page: OpenPage
 ) -> None:
-    model = Gated()
+    model = Gated(pieces=["one ", "two ", "three ", "four"])
     server = await start_server(model=model)
     async with proxy_to(server, buffer_bytes=1) as (proxy, connections):
         page = await open_page(server, settings={"server": proxy}, url=f"{proxy}/", ignore=FAILED_REQUEST)
         await say(page, "Hi")
         model.go(2)
-        await expect(replies(page).locator(".text")).to_have_text("word word ")
-        for connection in connections:
+        await expect(replies(page).locator(".text")).to_have_text("one two ")
+        for connection in list(connections):
             connection.transport.abort()
-        await expect(page.locator("#notice").get_by_role("alert")).to_contain_text("Connection lost")
-        assert await shown(replies(page)) == "word word "
+        await expect(replies(page).last).to_have_attribute("data-status", "resuming")
+        model.go(2)
+        await is_complete(replies(page).last)
+        assert await shown(replies(page)) == "one two three four"
 
 
 async def test_chat_that_is_not_there_is_told_and_the_next_message_starts_a_new_one(
@@ -747,7 +767,7 @@ async def test_all_is_reached_and_left_by_keyboard_alone(
     await page.keyboard.press("Tab")
     await expect(page.get_by_role("button", name="Stop")).to_be_focused()
     await page.keyboard.press("Enter")
-    await expect(replies(page).last.locator(".status")).to_have_text("Stopped before the end")
+    await expect(replies(page).last.locator(".status")).to_have_text("Stopped")
     await expect(page.get_by_role("textbox", name="Message")).to_be_focused()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from typing import Any
 
@@ -18,6 +19,7 @@ from app.model import Conversation
 from app.store import storable
 from app.turns import TURNS
 
+HELLO_SHA256 = hashlib.sha256(b"Hello world").hexdigest()
 HELLO = says("Hello", " world")
 
 
@@ -39,7 +41,7 @@ async def test_http_1_1_stream_is_these_exact_bytes(start_server: StartServer, r
         b'data: {"token":" ","done":false}\n\ndata: {"token":"world","done":false}\n\n',
         (
             f'data: {{"token":"","done":true,"fullText":"Hello world","chat_id":"{chat_id}",'
-            f'"message_id":"{message_id}"}}\n\n'
+            f'"message_id":"{message_id}","chars":11,"sha256":"{HELLO_SHA256}"}}\n\n'
         ).encode(),
     ]
     assert rows.messages(tenant.org_id) == [
@@ -73,7 +75,7 @@ async def test_http_1_0_stream_has_no_chunks_and_ends_with_the_connection(
             'data: {"token":" ","done":false}\n\n'
             'data: {"token":"world","done":false}\n\n'
             f'data: {{"token":"","done":true,"fullText":"Hello world","chat_id":"{chat_id}",'
-            f'"message_id":"{message_id}"}}\n\n'
+            f'"message_id":"{message_id}","chars":11,"sha256":"{HELLO_SHA256}"}}\n\n'
         ).encode()
     )
 
@@ -109,6 +111,7 @@ async def test_event_source_stream_numbers_each_event_by_code_points(
         _, headers = await client.read_head()
         body = b"".join(await client.read_chunks())
     chat_id, message_id = headers[b"x-chat-id"].decode(), headers[b"x-message-id"].decode()
+    sha256 = hashlib.sha256("Añb  \U0001f600 x".encode()).hexdigest()
     assert (
         body
         == (
@@ -118,8 +121,8 @@ async def test_event_source_stream_numbers_each_event_by_code_points(
             f'id: {message_id}:6\ndata: {{"token":"\\ud83d\\ude00","done":false}}\n\n'
             f'id: {message_id}:7\ndata: {{"token":" ","done":false}}\n\n'
             f'id: {message_id}:8\ndata: {{"token":"x","done":false}}\n\n'
-            f'id: {message_id}:8\ndata: {{"token":"","done":true,"fullText":"A\\u00f1b  \\ud83d\\ude00 x",'
-            f'"chat_id":"{chat_id}","message_id":"{message_id}"}}\n\n'
+            f'id: {message_id}:8:end\ndata: {{"token":"","done":true,"fullText":"A\\u00f1b  \\ud83d\\ude00 x",'
+            f'"chat_id":"{chat_id}","message_id":"{message_id}","chars":8,"sha256":"{sha256}"}}\n\n'
         ).encode()
     )
 
@@ -134,14 +137,23 @@ async def test_event_source_goes_on_with_a_chat(client: TestClient, rows: Rows, 
     assert rows("select count(*) from messages where chat_id = %s", chat_id) == [(4,)]
 
 
-@pytest.mark.parametrize("last_event_id", ["", "x", "00000000-0000-0000-0000-000000000000:5"])
+@pytest.mark.parametrize(
+    ("last_event_id", "status"),
+    [
+        ("", 400),
+        ("x", 400),
+        ("00000000-0000-0000-0000-000000000000:5", 404),
+        ("00000000-0000-0000-0000-000000000000:5:end", 204),
+    ],
+)
 async def test_event_source_reconnect_opens_no_turn_and_is_told_to_stop(
-    client: TestClient, rows: Rows, tenant: Tenant, last_event_id: str
+    client: TestClient, rows: Rows, tenant: Tenant, last_event_id: str, status: int
 ) -> None:
     response = await client.get(
         "/chat/stream", params={"message": "Hi", **tenant.query}, headers={"Last-Event-ID": last_event_id}
     )
-    assert response.status == 204
+    # Each of them stops it.
+    assert response.status == status
     assert rows.messages(tenant.org_id) == []
 
 
@@ -466,7 +478,7 @@ async def test_stop_while_the_turn_is_opened_is_503_and_its_reply_interrupted(
         ]
         await eventually(lambda: rows.waiting() == 2)
         stop = asyncio.ensure_future(server.app[TURNS].drain(0.05))  # type: ignore[index]
-        await eventually(lambda: all(turn.interrupted_by for turn in server.app[TURNS]._running))  # type: ignore[index]
+        await eventually(lambda: all(turn.interrupted_by for turn in server.app[TURNS]._running.values()))  # type: ignore[index]
     for answer in answers:
         response = await answer
         assert response.status == 503
@@ -490,7 +502,7 @@ async def test_model_has_its_time_to_close_when_the_client_leaves(
             await asyncio.sleep(1.2)
             closed.set()
 
-    client = await aiohttp_client(await start_server(model=model))
+    client = await aiohttp_client(await start_server(model=model, resume_window_s=0))
     response = await client.post("/chat/stream", json={"message": "Hi"}, headers=tenant.headers)
     await response.content.readuntil(b"\n\n")
     response.close()

@@ -168,6 +168,9 @@ function showNotice(place, failure, actions = {}) {
     place.replaceChildren(notice);
 }
 
+/** The connection broke before the reply was complete. */
+class Lost extends Failure {}
+
 // ---- Scrolling: keep to the end of the messages unless the reader has scrolled up.
 
 let following = true;
@@ -199,9 +202,12 @@ $('jump').addEventListener('click', () => {
 
 const STATUS_TEXT = {
     streaming: 'Still being written…',
-    disconnected: 'Stopped before the end',
+    disconnected: 'Left before the end',
     failed: 'Failed before the end',
     interrupted: 'Interrupted: the server stopped before the end',
+    stopped: 'Stopped',
+    replaced: 'Read in another window',
+    resuming: 'Connection lost; going on where it broke…',
     unsent: 'Not sent',
 };
 
@@ -220,11 +226,11 @@ function mark(item, status, note = STATUS_TEXT[status] ?? '') {
 
 /** A reply as it arrives. The page is touched once a frame, however fast the tokens come. */
 class LiveReply {
-    constructor() {
+    constructor(content = '') {
         this.item = messageItem({ role: 'assistant', content: '', status: 'streaming' });
         mark(this.item, 'live');
-        this.text = '';
-        this.node = document.createTextNode('');
+        this.text = content;
+        this.node = document.createTextNode(content);
         this.item.querySelector('.text').append(this.node);
         this.unshown = this.unsaid = '';
         this.frame = 0;
@@ -350,9 +356,13 @@ function roundUp(value) {
     return power * [1, 2, 5, 10].find((step) => step * power >= value);
 }
 
-// ---- A turn: one message sent, one reply streamed.
+// ---- A turn: one message sent, one reply streamed. A lost connection is made again, and goes on where it broke.
 
-let turn = null; // the AbortController of the running one
+const RESUME_DELAYS_MS = [300, 700, 1500, 3000, 5000, 5000, 5000];
+// The reply that this window reads: after a reload it goes on with it.
+const READING_KEY = 'streaming-chat.reading';
+
+let turn = null; // of the running one: its AbortController, the id of its reply, and that reply
 
 function setTurn(value) {
     const busy = value !== null;
@@ -362,54 +372,180 @@ function setTurn(value) {
     $('stop').hidden = !busy;
 }
 
-const stop = () => turn?.abort();
+/** Leave the turn; its reply is paused, and can be gone on with. */
+const leave = () => turn?.abort();
 
-async function send(message) {
-    if (turn) return;
+/** Stop the reply itself; the stream's last event then says so. */
+async function stop() {
+    const mine = turn;
+    if (!mine) return;
+    if (!mine.replyId) {
+        mine.stopped = true;
+        mine.abort();
+        return;
+    }
+    write(mine.reply.item.querySelector('.status'), 'Stopping…');
+    try {
+        await request(`/chat/stream/${mine.replyId}`, { method: 'DELETE' });
+    } catch {
+        // The server is out of reach, so all that we can do is not to listen.
+        mine.stopped = true;
+        mine.abort();
+    }
+}
+
+function begin(reply, replyId = null) {
     const mine = new AbortController();
+    Object.assign(mine, { reply, replyId, stopped: false });
     setTurn(mine);
-    const question = messageItem({ role: 'user', content: message });
-    const reply = new LiveReply();
     for (const place of [$('notice'), $('live')]) place.replaceChildren();
-    $('welcome').hidden = true;
-    messages.append(question, reply.item);
     follow(true);
     meter.begin();
-    let begun = false;
+    return mine;
+}
+
+const newKey = () => Array.from(crypto.getRandomValues(new Uint32Array(4)), (part) => part.toString(36)).join('-');
+
+async function send(message, key = newKey()) {
+    if (turn) return;
+    const question = messageItem({ role: 'user', content: message });
+    const reply = new LiveReply();
+    $('welcome').hidden = true;
+    messages.append(question, reply.item);
+    const mine = begin(reply);
     try {
         // Or else the history that is asked for could hold this turn too.
         await past.loaded;
         mine.signal.throwIfAborted();
         const response = await request('/chat/stream', {
             method: 'POST',
-            headers: { 'content-type': 'application/json' },
+            headers: { 'content-type': 'application/json', 'idempotency-key': key },
             body: JSON.stringify({ message, ...(chat && { chat_id: chat }) }),
             signal: mine.signal,
         });
-        begun = true;
-        if (turn === mine) adopt(response.headers.get('x-chat-id'), message);
-        await read(response, reply);
+        if (turn !== mine) return;
+        adopt(response.headers.get('x-chat-id'), message);
+        mine.replyId = response.headers.get('x-message-id');
+        await readAll(mine, response, () => send(message));
     } catch (error) {
         // Another chat is open by now.
         if (turn !== mine) return;
         if (error.name === 'AbortError') {
             reply.end('disconnected');
-        } else if (begun) {
-            reply.end('failed');
-            showNotice($('notice'), error, { Retry: () => send(message) });
         } else {
-            // As far as we know nothing is stored, so the next try takes the place of this one.
+            // If something is stored all the same, the next try with its key finds it.
             reply.item.remove();
             $('meter').hidden = true;
             mark(question, 'unsent');
-            const again = (next) => () => {
+            const again = (next, ...more) => () => {
                 question.remove();
-                next(message);
+                next(message, ...more);
             };
-            showNotice($('notice'), error, { Retry: again(send), Edit: again(compose) });
+            showNotice($('notice'), error, { Retry: again(send, key), Edit: again(compose) });
         }
     } finally {
         if (turn === mine) setTurn(null);
+    }
+}
+
+/** Go on with a reply of which this window has `content`, if it still runs. */
+async function goOn({ message_id: id, content }, item) {
+    if (turn) return;
+    const reply = new LiveReply(content);
+    const mine = begin(reply, id);
+    try {
+        const response = await rest(mine);
+        if (turn !== mine || response === null) return;
+        item.replaceWith(reply.item);
+        await readAll(mine, response);
+    } catch {
+        // It stays as it is stored.
+    } finally {
+        if (turn === mine) setTurn(null);
+        if (!reply.item.isConnected) $('meter').hidden = true;
+    }
+}
+
+/** Ask for what is not here yet; return null where there is nothing more. */
+async function rest(mine) {
+    const offset = Array.from(mine.reply.text).length;
+    const response = await request(`/chat/stream/${mine.replyId}?offset=${offset}`, { signal: mine.signal });
+    return response.status === 204 ? null : response;
+}
+
+/** Read a reply to its end, over as many connections as it takes. */
+async function readAll(mine, response, retry = null) {
+    const { reply } = mine;
+    remember(mine.replyId);
+    for (let tries = 0; ; ) {
+        const had = reply.text.length;
+        try {
+            if (response === null) throw new Failure('Stream cut short', 'The stream ended before the reply was complete.');
+            mark(reply.item, 'live');
+            await read(response, reply);
+            break;
+        } catch (error) {
+            if (turn !== mine) return;
+            if (reply.text.length > had) tries = 0;
+            if (error.name === 'AbortError') {
+                reply.end(mine.stopped ? 'stopped' : 'disconnected');
+                break;
+            }
+            const lost = error instanceof Lost || (error.status === 0 && error.title === 'No connection') || error.status === 503;
+            if (lost && response !== null && tries < RESUME_DELAYS_MS.length) {
+                reply.show();
+                mark(reply.item, 'resuming');
+                announce(STATUS_TEXT.resuming);
+                response = await resumed(mine, RESUME_DELAYS_MS.slice(tries));
+                tries += 1;
+                if (turn !== mine) return;
+                if (response) continue;
+            }
+            if (error.title === 'Stopped' || error.title === 'Replaced') {
+                reply.end(error.title.toLowerCase());
+            } else {
+                reply.end('failed');
+                showNotice($('notice'), error, retry ? { Retry: retry } : {});
+            }
+            break;
+        }
+    }
+    remember(null);
+}
+
+/** Try to get the rest, again and again; return null if the reply has no more, undefined if it cannot be had. */
+async function resumed(mine, delays) {
+    for (const delay of delays) {
+        await new Promise((resolve) => {
+            setTimeout(resolve, delay);
+            addEventListener('online', resolve, { once: true });
+            mine.signal.addEventListener('abort', resolve);
+        });
+        if (mine.signal.aborted) return undefined;
+        try {
+            return await rest(mine);
+        } catch (error) {
+            // 503: the server starts again, or its database.
+            if (error.status && error.status !== 503) return undefined;
+        }
+    }
+    return undefined;
+}
+
+function remember(replyId) {
+    try {
+        if (replyId) sessionStorage.setItem(READING_KEY, replyId);
+        else sessionStorage.removeItem(READING_KEY);
+    } catch {
+        // Without storage a reload finds what is stored, and does not go on.
+    }
+}
+
+function remembered() {
+    try {
+        return sessionStorage.getItem(READING_KEY);
+    } catch {
+        return null;
     }
 }
 
@@ -424,9 +560,9 @@ async function read(response, reply) {
     for (;;) {
         const { done, value } = await reader.read().catch((error) => {
             if (error.name === 'AbortError') throw error;
-            throw new Failure('Connection lost', 'The connection broke before the reply was complete.', { requestId });
+            throw new Lost('Connection lost', 'The connection broke before the reply was complete.', { requestId });
         });
-        if (done) throw new Failure('Stream cut short', 'The stream ended before the reply was complete.', { requestId });
+        if (done) throw new Lost('Stream cut short', 'The stream ended before the reply was complete.', { requestId });
         const at = performance.now();
         let tokens = 0;
         for (const event of parser.push(value)) {
@@ -438,7 +574,7 @@ async function read(response, reply) {
             if (last) {
                 meter.read(at, tokens);
                 reader.read().catch(() => {}); // Past the end, so that the connection can be used again.
-                finish(reply, fullText);
+                await finish(reply, fullText, event.data);
                 return;
             }
             if (typeof token !== 'string') continue;
@@ -459,9 +595,9 @@ function parseEvent({ data }, requestId) {
 }
 
 /** Compare the tokens with what the server says they are together, and what it has stored. */
-function finish(reply, fullText) {
+async function finish(reply, fullText, data) {
     const { text } = reply;
-    if (text === fullText) {
+    if (text === fullText && (await matches(text, JSON.parse(data)))) {
         reply.end('complete', `Complete: ${Array.from(text).length} characters, equal to fullText`);
         return;
     }
@@ -472,6 +608,14 @@ function finish(reply, fullText) {
     reply.end('differs', `The tokens differ from fullText from character ${same + 1} on; fullText is shown`);
 }
 
+async function matches(text, { chars, sha256 }) {
+    if (Array.from(text).length !== chars) return false;
+    // Without TLS, a page from another machine has no such digest.
+    if (!crypto.subtle) return true;
+    const digest = await crypto.subtle.digest('SHA-256', new TextEncoder().encode(text));
+    return Array.from(new Uint8Array(digest), (byte) => byte.toString(16).padStart(2, '0')).join('') === sha256;
+}
+
 // ---- The chat that is open. Its id is the fragment of the address, so that reload, back and links work.
 
 let chat = null;
@@ -480,7 +624,7 @@ const past = { loaded: null, next: null, visit: new AbortController() };
 const chatInAddress = () => (UUID.test(location.hash.slice(1)) ? location.hash.slice(1).toLowerCase() : null);
 
 function openChat(id) {
-    stop();
+    leave();
     setTurn(null);
     past.visit.abort();
     past.visit = new AbortController();
@@ -518,7 +662,13 @@ async function loadMessages(before = null) {
         }
         past.next = page.next;
         $('earlier').hidden = page.next === null;
-        if (!before) settle(signal, 500);
+        if (!before) {
+            const last = page.messages.at(-1);
+            // One that nobody reads, or that this window read before it was reloaded.
+            if (last?.status === 'disconnected' || (last?.status === 'streaming' && remembered() === last.message_id))
+                goOn(last, $(last.message_id));
+            settle(signal, 500);
+        }
     } catch (error) {
         if (signal.aborted) return;
         if (error.status === 404 && !before) {

@@ -174,6 +174,8 @@ class Probe:
             content=QUESTION,
             server_id=1,
             history_limit=HISTORY,
+            key=None,
+            asked=b"",
         )
         self._open.append(reply_id)
 
@@ -185,6 +187,7 @@ class Probe:
             server_id=1,
             content=self._content,
             status="complete",
+            resume_window_s=None,
         )
         assert rows == 1, "the turn was open"
 

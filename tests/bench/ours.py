@@ -12,7 +12,8 @@ import importlib.util
 import os
 import sys
 from collections import namedtuple
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from app.db import Database  # noqa: E402
 from app.model import Conversation, Model, Simulated  # noqa: E402
 from app.settings import Settings  # noqa: E402
 
-Opened = namedtuple("Opened", "caller_known chat_id created_at history")
+Opened = namedtuple("Opened", "caller_known chat_known chat_id created_at history running_id")
 Closed = namedtuple("Closed", "finished_at")
 
 
@@ -39,12 +40,16 @@ class MemoryDatabase(Database):
 
     async def close(self) -> None: ...
 
+    async def listen(self, channel: str, ready: Callable[[], None]) -> AsyncIterator[str]:
+        await asyncio.Event().wait()
+        yield ""
+
     async def run(
         self, name: str, params: Mapping[str, Any] | None = None, *, repeatable: bool = False
     ) -> Sequence[Any]:
         if name == "turn_open":
             assert params is not None
-            return [Opened(True, params["chat_id"] or params["new_chat_id"], datetime.now(UTC), [])]
+            return [Opened(True, True, params["chat_id"] or params["new_chat_id"], datetime.now(UTC), [], None)]
         return [Closed(datetime.now(UTC))] if name == "turn_close" else []
 
     async def run_on_guard(self, name: str, params: Mapping[str, Any]) -> Sequence[Any]:
@@ -90,6 +95,8 @@ def main() -> None:
     if not options.period_ms:
         model = unpaced(model)
     settings = Settings(port=options.port, database_url=options.database_url or "memory:", seed_demo=True)
+    # All that is asked here is asked by one user.
+    settings = replace(settings, user_stream_limit=0, user_turns_per_minute=0)
     if not options.database_url:
         server.Database = MemoryDatabase
     logs.configure(settings.log_level)

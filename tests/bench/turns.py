@@ -111,6 +111,9 @@ def pgbench_script() -> Path:
         "reply_id": random_uuid("reply"),
         "server_id": "1",
         "history_limit": "40",
+        "key": "null",
+        "asked": "''",
+        "resume_window_s": "null",
         "status": quote("complete"),
     }
     lines = []

@@ -1,0 +1,300 @@
+"""Readers of a reply, from its beginning or its middle, wherever it runs; and Stop."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import re
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from datetime import UTC, datetime
+from typing import NoReturn
+from uuid import UUID
+
+from aiohttp import web
+
+from app.bells import Bells
+from app.db import DatabaseAway
+from app.errors import ApiError
+from app.identity import CALLER, parse_uuid
+from app.logs import OUTCOME
+from app.settings import SETTINGS
+from app.sse import ClientGone, EventStream, encode_chunk, encode_event, encode_id
+from app.store import STORE, FinalStatus, FoundReply
+from app.turns import CALL_AGAIN_S, TURNS, Reader, Turn, encode_rest, failure
+
+log = logging.getLogger(__name__)
+
+BELLS: web.AppKey[Bells] = web.AppKey("bells", Bells)
+
+LAST_EVENT_ID = re.compile(r"([0-9a-f-]{36}):([0-9]{1,9})(:end)?", re.ASCII)
+
+# How long a server that has a reply may take to answer for it.
+ANSWER_S = 3.0
+LOOK_AGAIN_S = 0.2
+
+
+def read_last_event_id(value: str) -> tuple[UUID, int, bool]:
+    """Return the reply, the code points that its reader has, and whether that is all.
+
+    Raises:
+        ApiError: 400, it is not an id of ours.
+    """
+    match = LAST_EVENT_ID.fullmatch(value)
+    if match is None:
+        raise ApiError(400, "Bad event id", "Last-Event-ID is expected as <message_id>:<code points seen>.")
+    return parse_uuid("Last-Event-ID", match[1]), int(match[2]), match[3] is not None
+
+
+async def resume(request: web.Request) -> web.StreamResponse:
+    """`GET /chat/stream/{message_id}?offset=N`: the rest of a reply, as events with ids."""
+    offset = request.query.get("offset", "0")
+    if not (offset.isascii() and offset.isdigit() and len(offset) < 10):
+        raise ApiError(400, "Bad offset", f"offset is {offset[:20]!r}, expected a number of code points.")
+    reply_id = parse_uuid("message_id", request.match_info["message_id"])
+    return await read_reply(request, reply_id, int(offset), numbered=True)
+
+
+async def stop(request: web.Request) -> web.Response:
+    """`DELETE /chat/stream/{message_id}`: end a reply; answer with how it ended, by this or before."""
+    reply_id = parse_uuid("message_id", request.match_info["message_id"])
+    org_id, user_id = request[CALLER]
+    turn = request.app[TURNS].find(reply_id)
+    if turn is not None and turn.caller == request[CALLER]:
+        turn.interrupt("stopped")
+        ended = await asyncio.shield(turn.ended)
+        if not ended.stored:
+            raise ApiError(503, "Database unavailable", failure(*ended), headers={"Retry-After": "1"})
+    row = await request.app[STORE].reply_stop(org_id=org_id, user_id=user_id, reply_id=reply_id)
+    if row is None:
+        refuse_reply()
+    if row.status in ("streaming", "stopped"):
+        # Of a paused one, its server still has the model's stream.
+        await request.app[BELLS].ring(row.server_id, "stop", reply_id)
+    status = row.status
+    async with asyncio.timeout(None) as patience:
+        patience.reschedule(asyncio.get_running_loop().time() + request.app[SETTINGS].db_timeout_s)
+        while status == "streaming":
+            await asyncio.sleep(LOOK_AGAIN_S / 4)
+            found = await request.app[STORE].reply_find(org_id=org_id, user_id=user_id, reply_id=reply_id)
+            status = found.status if found is not None else status
+    return web.json_response({"message_id": str(reply_id), "status": status})
+
+
+async def connect(request: web.Request, chat_id: UUID, reply_id: UUID, *, numbered: bool) -> Reader:
+    """Send the headers of an event stream; of a client that is gone by now, `Turns.attach` will take note."""
+    stream = EventStream(
+        request,
+        headers={"x-chat-id": str(chat_id), "x-message-id": str(reply_id)},
+        write_timeout_s=request.app[SETTINGS].write_timeout_s,
+    )
+    try:
+        await stream.prepare(request)
+        if numbered:
+            # Sets the last event id without an event: an EventSource that loses the connection before the first
+            # token comes back with it, and does not ask again.
+            stream.send(encode_chunk(encode_id(f"{reply_id}:0")))
+    except ClientGone:
+        stream.abort()
+    return Reader(request, stream, numbered=numbered)
+
+
+async def read_along(request: web.Request, turn: Turn, reader: Reader) -> web.StreamResponse:
+    """Wait until the reader has all, or is no more; write the last event."""
+    over = await reader.over
+    if over == "left":
+        request[OUTCOME] = "disconnected"
+        log_disconnect(turn)
+        return reader.stream
+    if over == "replaced":
+        request[OUTCOME] = over
+        last: dict[str, object] = {"error": "Replaced", "message": "Another reader has taken over this reply."}
+        end = ""
+    else:
+        request[OUTCOME] = over.status
+        last, end = last_event(turn.chat_id, turn.reply_id, turn.text, *over)
+    try:
+        await reader.stream.write_eof(encode_event(last, end if end and reader.numbered else None))
+    except ClientGone:
+        log_disconnect(turn)
+    return reader.stream
+
+
+async def read_reply(request: web.Request, reply_id: UUID, offset: int, *, numbered: bool) -> web.StreamResponse:
+    """Write the rest of a reply as events, wherever it runs or ran.
+
+    Raises:
+        ApiError: 404, the caller has no such reply; 409, it has no such offset; 503, the database is away.
+    """
+    turns = request.app[TURNS]
+    org_id, user_id = request[CALLER]
+    turn = turns.find(reply_id)
+    if turn is not None and turn.caller == request[CALLER]:
+        if offset > turn.length:
+            refuse_offset(offset, turn.length)
+        if await turns.resume(turn):
+            reader = await connect(request, turn.chat_id, reply_id, numbered=numbered)
+            turns.attach(turn, reader, offset)
+            return await read_along(request, turn, reader)
+        await asyncio.shield(turn.ended)
+    row = await request.app[STORE].reply_find(org_id=org_id, user_id=user_id, reply_id=reply_id)
+    if row is None:
+        refuse_reply()
+    if row.status not in ("streaming", "complete") and not row.resumable and offset == len(row.content):
+        return web.Response(status=204)
+    return await follow(request, row, reply_id, offset, numbered=numbered)
+
+
+async def follow(
+    request: web.Request, row: FoundReply, reply_id: UUID, offset: int, *, numbered: bool
+) -> web.StreamResponse:
+    """Write the rest of a reply that has ended, or runs at another server."""
+    reader: Reader | None = None
+    followers = request.app[TURNS].followers
+    async with aclosing(states(request, row, reply_id)) as stored:
+        try:
+            async for row in stored:
+                if reader is None:
+                    if offset > len(row.content):
+                        refuse_offset(offset, len(row.content))
+                    reader = await connect(request, row.chat_id, reply_id, numbered=numbered)
+                    followers.add(reader)
+                if not reader.is_there():
+                    raise ClientGone
+                if offset < len(row.content):
+                    waits = reader.stream.send(encode_rest(row.content[offset:], reply_id, offset, numbered))
+                    offset = len(row.content)
+                    if waits:
+                        await reader.stream.drain()
+        except ClientGone:
+            request[OUTCOME] = "disconnected"
+            log.warning("Client disconnected during stream")
+            if row.status == "streaming":
+                await request.app[BELLS].ring(row.server_id, "leave", reply_id)
+            assert reader is not None
+            return reader.stream
+        except DatabaseAway:
+            if reader is None:
+                raise
+            last: dict[str, object] = {
+                "error": "Stream failed",
+                "message": "The database did not answer; the reply may go on.",
+            }
+            end = ""
+        else:
+            assert reader is not None
+            if row.status == "streaming":
+                last = {"error": "Stream failed", "message": "This server is stopping; the reply may go on."}
+                end = ""
+            else:
+                request[OUTCOME] = row.status
+                last, end = last_event(row.chat_id, reply_id, row.content, row.status, stored=True)
+        finally:
+            if reader is not None:
+                followers.discard(reader)
+    try:
+        await reader.stream.write_eof(encode_event(last, end if end and numbered else None))
+    except ClientGone:
+        log.warning("Client disconnected during stream")
+    return reader.stream
+
+
+async def states(request: web.Request, row: FoundReply, reply_id: UUID) -> AsyncGenerator[FoundReply, None]:
+    """Yield a reply as it grows at another server, and as it is in the end."""
+    bells, store = request.app[BELLS], request.app[STORE]
+    org_id, user_id = request[CALLER]
+    now_s = asyncio.get_running_loop().time
+    called_at_s = began_s = now_s()
+    more = bells.wait_for(reply_id)
+    answered = False
+    try:
+        if is_open(row):
+            await bells.ring(row.server_id, "read", reply_id)
+        while is_open(row) and not request.app[TURNS].stopping:
+            try:
+                await asyncio.wait_for(more.wait(), LOOK_AGAIN_S)
+            except TimeoutError:
+                pass
+            else:
+                answered = True
+            more.clear()
+            found = await store.reply_find(org_id=org_id, user_id=user_id, reply_id=reply_id)
+            row = found or row
+            if row.status == "disconnected" and not answered and now_s() - began_s > ANSWER_S:
+                # Its server is no more.
+                break
+            if answered and is_open(row):
+                yield row
+            if now_s() - called_at_s > CALL_AGAIN_S:
+                called_at_s = now_s()
+                await bells.ring(row.server_id, "read", reply_id)
+        yield row
+    finally:
+        bells.forget(reply_id, more)
+
+
+async def wait_for_reply(request: web.Request, reply_id: UUID) -> dict[str, str]:
+    """Return the body of `POST /chat` for a reply that an earlier request has asked for, once it has ended."""
+    org_id, user_id = request[CALLER]
+    turn = request.app[TURNS].find(reply_id)
+    if turn is not None:
+        await asyncio.shield(turn.ended)
+    while True:
+        row = await request.app[STORE].reply_find(org_id=org_id, user_id=user_id, reply_id=reply_id)
+        if row is None:
+            refuse_reply()
+        if row.status != "streaming":
+            break
+        await asyncio.sleep(LOOK_AGAIN_S)
+    if row.status != "complete":
+        raise ApiError(502, "Reply failed", failure(row.status, stored=True))
+    return {
+        "chat_id": str(row.chat_id),
+        "message_id": str(reply_id),
+        "reply": row.content,
+        "created_at": iso(row.created_at),
+    }
+
+
+def is_open(row: FoundReply) -> bool:
+    return row.status == "streaming" or row.resumable
+
+
+def last_event(
+    chat_id: UUID, reply_id: UUID, text: str, status: FinalStatus, stored: bool
+) -> tuple[dict[str, object], str]:
+    """Return the event that ends a stream, and its id: who comes back with it is told that there is no more."""
+    end = f"{reply_id}:{len(text)}:end"
+    if status != "complete" or not stored:
+        error = "Stopped" if status == "stopped" else "Stream failed"
+        return {"error": error, "message": failure(status, stored)}, end
+    return {
+        "token": "",
+        "done": True,
+        "fullText": text,
+        "chat_id": str(chat_id),
+        "message_id": str(reply_id),
+        "chars": len(text),
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }, end
+
+
+def log_disconnect(turn: Turn) -> None:
+    extra = {"tokensStreamed": len(turn.pieces)}
+    if turn.total_tokens is not None:
+        extra["totalTokens"] = turn.total_tokens
+    log.warning("Client disconnected during stream", extra=extra)
+
+
+def refuse_reply() -> NoReturn:
+    raise ApiError(404, "Not found", "There is no such reply.")
+
+
+def refuse_offset(offset: int, length: int) -> NoReturn:
+    raise ApiError(409, "Bad offset", f"offset is {offset}, expected at most {length}, what the reply has.")
+
+
+def iso(moment: datetime) -> str:
+    """Return `moment` in UTC with milliseconds (RFC 3339), as JavaScript's toISOString does."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

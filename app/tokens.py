@@ -1,0 +1,105 @@
+"""Bearer tokens: JSON Web Tokens (RFC 7519) that say who is asking."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+from uuid import UUID
+
+import jwt
+from aiohttp import web
+
+from app.errors import ApiError
+from app.identity import Caller
+from app.settings import Settings
+
+# Between the clocks of who signs a token and who checks it.
+LEEWAY_S = 5
+
+# An unknown key id makes us ask for the keys again; so often at most.
+FETCH_AGAIN_S = 10.0
+FETCH_TIMEOUT_S = 5
+
+
+class Tokens:
+    """Checks tokens against one secret, or the keys at a URL (RFC 7517)."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._client = None
+        if settings.jwt_jwks_url is not None:
+            self._client = jwt.PyJWKClient(settings.jwt_jwks_url, cache_keys=False, timeout=FETCH_TIMEOUT_S)
+        # A public key must never be taken for the secret of an HMAC.
+        self._algorithms = sorted(
+            name for name in settings.jwt_algorithms if name.startswith("HS") == (self._client is None)
+        )
+        self._keys: dict[str | None, jwt.PyJWK] = {}
+        self._fetched_at_s = float("-inf")
+        self._fetching = asyncio.Lock()
+
+    async def caller(self, request: web.Request) -> Caller:
+        """Return whom the request's token names.
+
+        Raises:
+            ApiError: 401, there is no token, or it is not valid; 503, the keys cannot be had.
+        """
+        given = request.headers.getall("Authorization", [])
+        if len(given) != 1:
+            raise refused(f"Authorization is given {len(given)} times, expected once.")
+        scheme, _, token = given[0].partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            raise refused("Authorization is expected as: Bearer <token>.")
+        settings = self._settings
+        try:
+            claims = jwt.decode(
+                token.strip(),
+                await self._key(token.strip()),
+                algorithms=self._algorithms,
+                audience=settings.jwt_audience,
+                issuer=settings.jwt_issuer,
+                leeway=LEEWAY_S,
+                options={"require": ["exp"], "verify_aud": settings.jwt_audience is not None},
+            )
+        except jwt.ExpiredSignatureError:
+            raise refused("The token has expired.") from None
+        except jwt.InvalidAlgorithmError:
+            expected = ", ".join(self._algorithms)
+            raise refused(f"The token is signed with another algorithm, expected {expected}.") from None
+        except jwt.MissingRequiredClaimError as exc:
+            raise refused(f"The token has no claim {exc.claim}.") from None
+        except jwt.PyJWTError:
+            raise refused("The token is not valid.") from None
+        return Caller(
+            claimed_uuid(claims, settings.jwt_org_claim),
+            claimed_uuid(claims, settings.jwt_user_claim),
+        )
+
+    async def _key(self, token: str) -> Any:
+        if self._client is None:
+            return self._settings.jwt_secret
+        key_id = jwt.get_unverified_header(token).get("kid")
+        async with self._fetching:
+            if key_id not in self._keys and time.monotonic() - self._fetched_at_s > FETCH_AGAIN_S:
+                try:
+                    keys = await asyncio.to_thread(self._client.get_signing_keys, refresh=True)
+                except jwt.PyJWKClientError:
+                    raise ApiError(
+                        503, "Keys unavailable", "The keys of tokens cannot be had.", headers={"Retry-After": "5"}
+                    ) from None
+                self._keys = {key.key_id: key for key in keys}
+                self._fetched_at_s = time.monotonic()
+        if key_id not in self._keys:
+            raise jwt.InvalidKeyError
+        return self._keys[key_id]
+
+
+def claimed_uuid(claims: dict[str, Any], name: str) -> UUID:
+    try:
+        return UUID(claims[name])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise refused(f"The token's claim {name} is no UUID.") from None
+
+
+def refused(message: str) -> ApiError:
+    return ApiError(401, "Unauthorized", message, headers={"WWW-Authenticate": "Bearer"})

@@ -1,0 +1,18 @@
+-- Find a reply, as it is stored.
+-- takes:   org_id, user_id, reply_id
+-- returns: one row (chat_id, content, status, created_at, server_id, resumable); none if the caller has no such reply;
+--          resumable tells whether a disconnected reply's server still has its stream
+select
+    messages.chat_id,
+    messages.content,
+    messages.status,
+    messages.created_at,
+    messages.server_id,
+    coalesce(messages.resumable_until > clock_timestamp(), false) as resumable
+from messages
+join chats
+    on chats.org_id = messages.org_id and chats.id = messages.chat_id
+where messages.org_id = %(org_id)s
+    and messages.id = %(reply_id)s
+    and messages.role = 'assistant'
+    and chats.user_id = %(user_id)s

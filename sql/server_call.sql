@@ -1,0 +1,4 @@
+-- Ring the bell of a server.
+-- takes:   channel, payload (at most 7999 bytes)
+-- returns: one row (rung)
+select pg_notify(%(channel)s, %(payload)s) as rung

@@ -1,0 +1,243 @@
+"""Clients that keep a ledger, and the servers they ask: real processes on one PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+import psycopg2
+from support import Rows, Tenant
+
+from app.model import compose
+
+ROOT = Path(__file__).parents[2]
+INVARIANTS = (Path(__file__).parent / "invariants.sql").read_text()
+SEED = "faults"
+# A story of 222 words.
+LONG = "tell a story"
+
+
+def expected_text(question: str) -> str:
+    """Return what a server with SIM_SEED answers as the first reply of a chat."""
+    return compose([question], random.Random("\0".join([SEED, question])))
+
+
+@dataclass
+class Entry:
+    """What one client knows of its turn."""
+
+    question: str
+    reply_id: str | None = None
+    seen: str = ""
+    # The last event: done, or an error; None if none came.
+    last: dict[str, Any] | None = None
+    status: int | None = None
+    first_word_s: float | None = None
+    longest_gap_s: float = 0.0
+
+    @property
+    def is_done(self) -> bool:
+        return self.last is not None and self.last.get("done") is True
+
+
+class Server:
+    """`python -m app` on its own, beside others on the same database."""
+
+    def __init__(self, url: str, log: Path, **environ: str) -> None:
+        self._url, self._log, self._environ = url, log, environ
+        self.port = 0
+        self.start()
+
+    def start(self) -> None:
+        """Start it, on the port that it had before if it had one."""
+        defaults = {
+            "SIM_SEED": SEED,
+            "SIM_DELAY_MS": "2-8",
+            "USER_STREAM_LIMIT": "0",
+            "USER_TURNS_PER_MINUTE": "0",
+        }
+        self._log.touch()
+        begin = self._log.stat().st_size
+        with self._log.open("ab") as log:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", "app"],
+                cwd=ROOT,
+                env={name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+                | {"DATABASE_URL": self._url, "PORT": str(self.port)}
+                | defaults
+                | self._environ,
+                stdout=log,
+                stderr=subprocess.DEVNULL,
+            )
+        give_up = time.monotonic() + 20
+        while not self.port or self._address(begin) is None:
+            if address := self._address(begin):
+                self.port = int(address.rpartition(":")[2])
+            assert self.popen.poll() is None, "the server has ended"
+            assert time.monotonic() < give_up, "the server does not listen"
+            time.sleep(0.02)
+
+    def _address(self, begin: int) -> str | None:
+        for line in self._log.read_bytes()[begin:].splitlines():
+            if b'"Listening"' in line:
+                address: str = json.loads(line)["address"]
+                return address
+        return None
+
+    @property
+    def base(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def errors(self) -> list[str]:
+        return [line for line in self._log.read_text().splitlines() if '"level": "error"' in line]
+
+    def usage(self) -> tuple[int, int]:
+        """Return bytes of resident memory and the number of open descriptors."""
+        process = psutil.Process(self.popen.pid)
+        return process.memory_info().rss, process.num_fds()
+
+    def signal(self, number: signal.Signals) -> None:
+        self.popen.send_signal(number)
+
+    def end(self, timeout_s: float = 20) -> int:
+        return self.popen.wait(timeout_s)
+
+    def close(self) -> None:
+        if self.popen.poll() is None:
+            self.popen.kill()
+            self.popen.wait()
+
+
+@dataclass
+class Ledger:
+    """Asks, notes what was acknowledged, and compares it with what is stored."""
+
+    servers: list[Server]
+    tenant: Tenant
+    rng: random.Random
+    session: aiohttp.ClientSession
+    entries: list[Entry] = field(default_factory=list)
+
+    def somewhere(self) -> str:
+        return self.rng.choice(self.servers).base
+
+    def entry(self, question: str) -> Entry:
+        # Each is asked once, so that a double would show.
+        self.entries.append(Entry(f"{question} {uuid.UUID(int=self.rng.getrandbits(128))}"))
+        return self.entries[-1]
+
+    async def ask(self, entry: Entry, *, cut_after: int | None = None, base: str | None = None) -> None:
+        """Ask, and read to the end; or break the connection after so many tokens."""
+        request = self.session.post(
+            f"{base or self.somewhere()}/chat/stream",
+            json={"message": entry.question},
+            headers=self.tenant.headers | {"Idempotency-Key": entry.question[-36:]},
+        )
+        await self._read(entry, request, cut_after)
+
+    async def resume(self, entry: Entry, *, cut_after: int | None = None) -> None:
+        request = self.session.get(
+            f"{self.somewhere()}/chat/stream/{entry.reply_id}?offset={len(entry.seen)}",
+            headers=self.tenant.headers,
+        )
+        await self._read(entry, request, cut_after)
+
+    async def _read(self, entry: Entry, request: Any, cut_after: int | None) -> None:
+        entry.last, tokens = None, 0
+        at_s = began_s = time.monotonic()
+        with suppress(aiohttp.ClientError, TimeoutError, ConnectionError):
+            async with request as response:
+                entry.status = response.status
+                if response.status != 200:
+                    return
+                entry.reply_id = response.headers["x-message-id"]
+                async for line in response.content:
+                    if not line.startswith(b"data: "):
+                        continue
+                    event = json.loads(line[6:])
+                    if "error" in event or event["done"]:
+                        entry.last = event
+                        return
+                    now_s = time.monotonic()
+                    entry.first_word_s = entry.first_word_s or now_s - began_s
+                    entry.longest_gap_s, at_s = max(entry.longest_gap_s, now_s - at_s), now_s
+                    entry.seen += event["token"]
+                    tokens += 1
+                    if cut_after is not None and tokens >= cut_after:
+                        response.connection and response.connection.transport.abort()
+                        return
+
+    async def until_done(self, entry: Entry, *, cuts: int = 0, patience_s: float = 60) -> None:
+        """Ask and, broken off so often at random, come back until there is a last event or a final status."""
+        give_up = time.monotonic() + patience_s
+        while time.monotonic() < give_up:
+            cut = self.rng.randint(1, 60) if cuts else None
+            cuts -= cut is not None
+            if entry.reply_id is None:
+                await self.ask(entry, cut_after=cut)
+            else:
+                await self.resume(entry, cut_after=cut)
+                # 204: ended, with no more to say. 409: its server was killed, and took with it what was not saved.
+                if entry.status in (204, 409):
+                    return
+            if entry.last is not None:
+                return
+            await asyncio.sleep(0.05 if entry.status == 200 else 0.3)
+        raise AssertionError(f"no end in {patience_s:g} s: {entry}")
+
+    def compare(self, rows: Rows) -> dict[str, int]:
+        """Compare all that was acknowledged with what is stored; return how many replies have each status."""
+        stored = {
+            str(reply_id): (status, content)
+            for reply_id, status, content in rows(
+                "select id, status, content from messages where org_id = %s and role = 'assistant'",
+                self.tenant.org_id,
+            )
+        }
+        counts: dict[str, int] = {}
+        for entry in self.entries:
+            if entry.reply_id is None:
+                continue
+            text = expected_text(entry.question)
+            status, content = stored[entry.reply_id]
+            counts[status] = counts.get(status, 0) + 1
+            assert text.startswith(entry.seen), f"a client saw what was not said: {entry}"
+            assert text.startswith(content), f"stored what was not said: {entry}"
+            # A server that was killed takes what it had not saved with it.
+            assert status == "interrupted" or content.startswith(entry.seen), f"a client saw more: {entry}"
+            if status == "complete":
+                assert content == text
+            if entry.is_done:
+                assert (status, entry.seen) == ("complete", text), entry
+        return counts
+
+
+@asynccontextmanager
+async def ledger(servers: list[Server], tenant: Tenant, seed: int) -> AsyncIterator[Ledger]:
+    connector = aiohttp.TCPConnector(limit=0)
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=30)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+        yield Ledger(servers, tenant, random.Random(seed), session)
+
+
+def broken_invariants(url: str) -> dict[str, int]:
+    """Return the counts that are not 0."""
+    with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+        cursor.execute(INVARIANTS.replace("%%", "%"))
+        [row] = cursor.fetchall()
+        assert cursor.description
+        return {column.name: count for column, count in zip(cursor.description, row, strict=True) if count}

@@ -1,0 +1,382 @@
+"""What happens to replies when things break: short here, long with `make faults` (FAULTS=full)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import new_postgres
+from ledger import LONG, Ledger, Server, broken_invariants, expected_text, ledger
+from support import Rows, eventually
+
+FULL = os.environ.get("FAULTS") == "full"
+SEED = int(os.environ.get("FAULTS_SEED", "1"))
+
+
+def scale(short: int, full: int) -> int:
+    return full if FULL else short
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A PostgreSQL of its own, to be killed."""
+    with new_postgres(tmp_path_factory.mktemp("faults") / "data") as url:
+        yield url
+
+
+@pytest.fixture
+def own_rows(database: str) -> Iterator[Rows]:
+    rows = Rows(database)
+    yield rows
+    rows.close()
+
+
+@pytest.fixture
+def serve(database: str, tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    servers: list[Server] = []
+
+    def start(**environ: str) -> Server:
+        servers.append(Server(database, tmp_path / f"{len(servers)}.log", **environ))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+async def all_ended(rows: Rows) -> None:
+    await eventually(lambda: rows("select count(*) from messages where status = 'streaming'") == [(0,)], 30)
+
+
+def say(capsys: pytest.CaptureFixture[str], **figures: object) -> None:
+    if FULL:
+        with capsys.disabled():
+            print("   ", *(f"{name}={value}" for name, value in figures.items()), flush=True)
+
+
+@pytest.mark.timeout(900)
+async def test_soak_loses_and_repeats_no_token_and_grows_by_nothing(
+    serve: Callable[..., Server],
+    own_rows: Rows,
+    database: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    streams, seconds = scale(40, 500), scale(4, 300)
+    server = serve(SIM_DELAY_MS="10-30" if FULL else "2-8")
+    tenant = own_rows.tenant()
+    async with ledger([server], tenant, SEED) as clients:
+
+        async def talk(until: float) -> None:
+            while time.monotonic() < until:
+                await clients.ask(clients.entry(LONG))
+
+        # What the first streams build stays.
+        await asyncio.gather(*(talk(time.monotonic() + seconds / 4) for _ in range(streams)))
+        before = server.usage()
+        await asyncio.gather(*(talk(time.monotonic() + seconds) for _ in range(streams)))
+        after = server.usage()
+        assert all(entry.is_done for entry in clients.entries)
+        assert clients.compare(own_rows) == {"complete": len(clients.entries)}
+    say(capsys, streams=len(clients.entries), rss=f"{after[0] / before[0]:.3f}x", fds=f"{before[1]}->{after[1]}")
+    assert after[0] < before[0] * 1.05
+    assert after[1] <= before[1] * 1.05
+    assert server.errors() == []
+    assert broken_invariants(database) == {}
+
+
+def cut(how: str, client: socket.socket) -> None:
+    if how == "RST":
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    if how in ("RST", "FIN"):
+        client.close()
+    elif how == "half-close":
+        client.shutdown(socket.SHUT_WR)
+
+
+@pytest.mark.timeout(300)
+async def test_clients_cut_in_every_way_leave_final_statuses_and_exact_prefixes(
+    serve: Callable[..., Server], own_rows: Rows, database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count = scale(80, 2000)
+    server = serve(RESUME_WINDOW_S="0.5", WRITE_TIMEOUT_S="2")
+    tenant = own_rows.tenant()
+    rng = random.Random(SEED)
+    at_once = asyncio.Semaphore(200)
+    open_ones: list[socket.socket] = []
+    loop = asyncio.get_running_loop()
+    seen: dict[str, bytes] = {}
+
+    async def one(i: int) -> None:
+        async with at_once:
+            client = socket.socket()
+            client.setblocking(False)
+            await loop.sock_connect(client, ("127.0.0.1", server.port))
+            body = f'{{"message": "tell a story {i}"}}'
+            await loop.sock_sendall(
+                client,
+                f"POST /chat/stream HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                f"x-org-id: {tenant.org_id}\r\nx-user-id: {tenant.user_id}\r\n"
+                f"Content-Length: {len(body)}\r\n\r\n{body}".encode(),
+            )
+            read, wanted = b"", rng.randint(0, 300)
+            while read.count(b"\ndata: ") < wanted and b'"done":true' not in read:
+                got = await loop.sock_recv(client, 65536)
+                assert got
+                read += got
+            seen[f"tell a story {i}"] = read
+            cut(rng.choice(["FIN", "RST", "half-close", "stop reading"]), client)
+            open_ones.append(client)
+
+    await asyncio.gather(*(one(i) for i in range(count)))
+    await eventually(
+        lambda: (
+            own_rows("select count(*) from messages where role = 'user' and org_id = %s", tenant.org_id)
+            == [(count,)]
+        ),
+        30,
+    )
+    await all_ended(own_rows)
+    pairs = own_rows(
+        "select question.content, reply.content, reply.status from messages as question join messages as reply"
+        " on reply.chat_id = question.chat_id and reply.position = 2"
+        " where question.org_id = %s and question.position = 1",
+        tenant.org_id,
+    )
+    assert len(pairs) == count
+    import json
+
+    for question, content, status in pairs:
+        assert status in ("complete", "disconnected")
+        assert expected_text(question).startswith(content)
+        tokens = [
+            json.loads(line[6:]).get("token", "")
+            for line in seen[question].split(b"\n")
+            if line.startswith(b"data: ") and line.endswith(b"}")
+        ]
+        assert content.startswith("".join(tokens))
+    for client in open_ones:
+        client.close()
+    say(capsys, clients=count, disconnected=sum(status == "disconnected" for _, _, status in pairs))
+    assert server.errors() == []
+    assert broken_invariants(database) == {}
+
+
+@pytest.mark.timeout(300)
+async def test_streams_cut_and_resumed_over_two_servers_are_exact(
+    serve: Callable[..., Server], own_rows: Rows, database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count = scale(30, 500)
+    servers = [serve(), serve()]
+    async with ledger(servers, own_rows.tenant(), SEED) as clients:
+        entries = [clients.entry(LONG) for _ in range(count)]
+        await asyncio.gather(*(clients.until_done(entry, cuts=clients.rng.randint(1, 5)) for entry in entries))
+        assert [entry for entry in entries if entry.seen != expected_text(entry.question)] == []
+        assert clients.compare(own_rows) == {"complete": count}
+    say(capsys, streams=count)
+    assert [server.errors() for server in servers] == [[], []]
+    assert broken_invariants(database) == {}
+
+
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.timeout(120)
+async def test_sigterm_under_load_saves_all_and_tells_each_client(
+    serve: Callable[..., Server], own_rows: Rows, database: str, times: int
+) -> None:
+    count = scale(50, 200)
+    server = serve(SIM_DELAY_MS="20-40", SHUTDOWN_GRACE_S="1")
+    async with ledger([server], own_rows.tenant(), SEED) as clients:
+        entries = [clients.entry(LONG) for _ in range(count)]
+        running = [asyncio.create_task(clients.ask(entry)) for entry in entries]
+        await eventually(lambda: all(entry.seen for entry in entries))
+        began = time.monotonic()
+        for _ in range(times):
+            server.signal(signal.SIGTERM)
+            await asyncio.sleep(0.2 if times > 1 else 0)
+        await asyncio.gather(*running)
+        assert await asyncio.to_thread(server.end) == 0
+        assert time.monotonic() - began < 1 + 5
+        assert [entry for entry in entries if entry.last is None] == []
+        assert clients.compare(own_rows) == {"interrupted": count}
+    assert server.errors() == []
+    assert broken_invariants(database) == {}
+
+
+@pytest.mark.timeout(300)
+async def test_killed_servers_lose_no_question_and_the_living_close_their_replies(
+    serve: Callable[..., Server], own_rows: Rows, database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kills = scale(2, 20)
+    servers = [serve(), serve()]
+    stop = asyncio.Event()
+    async with ledger(servers, own_rows.tenant(), SEED) as clients:
+
+        async def talk() -> None:
+            while not stop.is_set():
+                await clients.until_done(clients.entry(LONG), cuts=clients.rng.randint(0, 2))
+
+        load = [asyncio.create_task(talk()) for _ in range(20)]
+        for i in range(kills):
+            await asyncio.sleep(0.5)
+            victim = servers[i % 2]
+            victim.signal(signal.SIGKILL)
+            await asyncio.to_thread(victim.end)
+            await asyncio.to_thread(victim.start)
+        stop.set()
+        await asyncio.gather(*load)
+        await all_ended(own_rows)
+        counts = clients.compare(own_rows)
+    say(capsys, kills=kills, **counts)
+    assert counts["interrupted"] > 0
+    assert broken_invariants(database) == {}
+
+
+async def under_database_faults(
+    servers: list[Server], rows: Rows, fault: Callable[[Ledger], Awaitable[None]]
+) -> Ledger:
+    """Talk while `fault` does its work, and then until all goes well again, which must be within 5 s."""
+    stop = asyncio.Event()
+    async with ledger(servers, rows.tenant(), SEED) as clients:
+
+        async def talk() -> None:
+            while not stop.is_set():
+                entry = clients.entry("Hi")
+                await clients.ask(entry)
+                # Whoever got no stream got a clear answer, and whoever got one an end.
+                assert entry.status in (200, 503, None), entry
+                await asyncio.sleep(0.05)
+
+        load = [asyncio.create_task(talk()) for _ in range(10)]
+        await fault(clients)
+        give_up = time.monotonic() + 5 + 5
+        while not (entry := clients.entry("Hi")).is_done:
+            await clients.ask(entry)
+            assert time.monotonic() < give_up, "no recovery"
+            if not entry.is_done:
+                await asyncio.sleep(0.1)
+                continue
+            break
+        stop.set()
+        await asyncio.gather(*load)
+    return clients
+
+
+def postmaster(rows: Rows) -> psutil.Process:
+    [(pid,)] = rows("select pg_backend_pid()")
+    parent = psutil.Process(pid).parent()
+    assert parent is not None
+    return parent
+
+
+@pytest.mark.timeout(300)
+async def test_terminated_connections_are_replaced_and_nothing_acknowledged_is_lost(
+    serve: Callable[..., Server], own_rows: Rows, database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def terminate(clients: Ledger) -> None:
+        for _ in range(scale(3, 20)):
+            own_rows(
+                "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'llm-app%%'"
+            )
+            await asyncio.sleep(1 if FULL else 0.3)
+
+    clients = await under_database_faults([serve(), serve()], own_rows, terminate)
+    await all_ended(own_rows)
+    counts = clients.compare(own_rows)
+    say(capsys, **counts)
+    assert counts["complete"] > 0
+    assert broken_invariants(database) == {}
+
+
+@pytest.mark.timeout(300)
+async def test_frozen_database_is_a_clean_503_and_recovery_needs_no_restart(
+    serve: Callable[..., Server], own_rows: Rows, database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def freeze(clients: Ledger) -> None:
+        await asyncio.sleep(0.5)
+        frozen = [postmaster(own_rows), *postmaster(own_rows).children()]
+        for process in frozen:
+            process.suspend()
+        try:
+            await asyncio.sleep(scale(2, 20))
+        finally:
+            for process in frozen:
+                process.resume()
+
+    clients = await under_database_faults([serve(DB_TIMEOUT_S="1")], own_rows, freeze)
+    await all_ended(own_rows)
+    counts = clients.compare(own_rows)
+    say(capsys, **counts)
+    assert broken_invariants(database) == {}
+
+
+@pytest.mark.timeout(120)
+async def test_pool_of_two_serves_many_streams(
+    serve: Callable[..., Server], own_rows: Rows, database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count = scale(100, 500)
+    server = serve(DB_POOL_SIZE="2")
+    async with ledger([server], own_rows.tenant(), SEED) as clients:
+        entries = [clients.entry("Hi") for _ in range(count)]
+        await asyncio.gather(*(clients.ask(entry) for entry in entries))
+        assert all(entry.is_done for entry in entries)
+        longest = max(entry.first_word_s or 99 for entry in entries)
+        assert clients.compare(own_rows) == {"complete": count}
+    say(capsys, streams=count, first_word_max=f"{longest:.2f}s")
+    assert longest < 5
+    assert server.errors() == []
+    assert broken_invariants(database) == {}
+
+
+@pytest.mark.timeout(120)
+async def test_slow_clients_do_not_slow_the_others_and_are_closed(
+    serve: Callable[..., Server], own_rows: Rows, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As slowhttptest does it: slow headers, slow bodies."""
+    count = scale(90, 1000)
+    server = serve(KEEPALIVE_TIMEOUT_S="3", BODY_TIMEOUT_S="3", WRITE_TIMEOUT_S="3")
+    tenant = own_rows.tenant()
+    head = (
+        f"POST /chat/stream HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"x-org-id: {tenant.org_id}\r\nx-user-id: {tenant.user_id}\r\n"
+    )
+    requests = [
+        head,
+        head + "Content-Length: 1000\r\n\r\n{",
+        head + 'Content-Length: 21\r\n\r\n{"message": "Hi slow"',
+    ]
+
+    async def longest_gap() -> float:
+        async with ledger([server], tenant, SEED + (1 if slow else 0)) as clients:
+            entries = [clients.entry(LONG) for _ in range(20)]
+            await asyncio.gather(*(clients.ask(entry) for entry in entries))
+            assert all(entry.is_done for entry in entries)
+            gaps = sorted(entry.longest_gap_s for entry in entries)
+            return gaps[len(gaps) // 2]
+
+    slow: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+    alone = await longest_gap()
+    for i in range(count):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
+        writer.write(requests[i % 2].encode())
+        slow.append((reader, writer))
+    beside = await longest_gap()
+    say(capsys, connections=count, gap_alone=f"{alone * 1000:.0f}ms", gap_beside=f"{beside * 1000:.0f}ms")
+
+    async def closed(reader: asyncio.StreamReader) -> None:
+        while await reader.read(65536):
+            pass
+
+    async with asyncio.timeout(30):
+        await asyncio.gather(*(closed(reader) for reader, _ in slow))
+    for _, writer in slow:
+        writer.close()
+    # Loose: two cores, shared with whatever else runs.
+    assert beside < max(3 * alone, 0.1)
+    assert server.errors() == []

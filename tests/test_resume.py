@@ -1,0 +1,493 @@
+"""Resume: a reader who comes back, to the same server or to another one on the same database."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+import uuid
+from typing import Any
+
+import pytest
+from aiohttp.test_utils import TestServer
+from conftest import StartServer
+from support import Gated, RawClient, Rows, Tenant, events, eventually, logged, post, says
+
+from app.model import Model
+from app.resume import BELLS
+from app.turns import TURNS
+
+TEXT = "One two  three\n四 five 🙂 six seven eight nine ten."
+PIECES = re.findall(r"\s*\S+", TEXT)
+
+
+@pytest.fixture(params=["same server", "other server"])
+def elsewhere(request: pytest.FixtureRequest) -> bool:
+    return request.param == "other server"
+
+
+class House:
+    """A server with a model, and where its readers come back to: to it, or to another one."""
+
+    def __init__(self, home: TestServer, door: TestServer, model: Gated) -> None:
+        self.home = home
+        self.door = door
+        self.model = model
+
+    @property
+    def turns(self) -> Any:
+        return self.home.app[TURNS]
+
+
+async def open_house(start_server: StartServer, elsewhere: bool, model: Model, **settings: Any) -> House:
+    home = await start_server(model=model, **settings)
+    door = await start_server(model=says("not asked"), **settings) if elsewhere else home
+    for server in (home, door):
+        await server.app[BELLS].listening.wait()
+    return House(home, door, model)
+
+
+@pytest.fixture
+async def house(start_server: StartServer, elsewhere: bool) -> House:
+    return await open_house(start_server, elsewhere, Gated(pieces=PIECES))
+
+
+async def ask(server: TestServer, tenant: Tenant, headers: str = "", message: str = "Hi") -> tuple[RawClient, str]:
+    client = await RawClient.connect(server)
+    client.send(post("/chat/stream", json.dumps({"message": message}).encode(), tenant, headers=headers))
+    _, head = await client.read_head()
+    return client, head[b"x-message-id"].decode()
+
+
+async def come_back(server: TestServer, tenant: Tenant, reply_id: str, offset: int) -> RawClient:
+    client = await RawClient.connect(server)
+    client.send(
+        f"GET /chat/stream/{reply_id}?offset={offset} HTTP/1.1\r\nHost: test\r\n"
+        f"x-org-id: {tenant.org_id}\r\nx-user-id: {tenant.user_id}\r\n\r\n".encode()
+    )
+    return client
+
+
+async def read_pieces(client: RawClient, model: Gated, count: int) -> str:
+    """Let the model say so many pieces, and return what the client read of them."""
+    text = ""
+    for _ in range(count):
+        model.go()
+        text += "".join(event["token"] for event in events(await client.read_chunk()))
+    return text
+
+
+async def read_rest(client: RawClient) -> tuple[bytes, list[dict[str, Any]]]:
+    status, _ = await client.read_head()
+    return status, events(b"".join(await client.read_chunks()))
+
+
+def spoken(read: list[dict[str, Any]]) -> str:
+    return "".join(event.get("token", "") for event in read)
+
+
+def stored(rows: Rows, reply_id: str) -> tuple[str, str]:
+    [(status, content)] = rows("select status, content from messages where id = %s", reply_id)
+    return status, content
+
+
+async def disconnect(house: House, rows: Rows, client: RawClient, reply_id: str) -> None:
+    client.reset()
+    await eventually(lambda: stored(rows, reply_id)[0] == "disconnected")
+
+
+async def test_reader_who_comes_back_goes_on_at_the_very_next_character(
+    house: House, rows: Rows, tenant: Tenant
+) -> None:
+    client, reply_id = await ask(house.home, tenant)
+    seen = await read_pieces(client, house.model, 4)
+    await disconnect(house, rows, client, reply_id)
+    assert stored(rows, reply_id) == ("disconnected", seen)
+    house.model.go(len(PIECES))
+    client = await come_back(house.door, tenant, reply_id, len(seen))
+    status, read = await read_rest(client)
+    assert status == b"HTTP/1.1 200 OK"
+    assert seen + spoken(read) == TEXT
+    done = read[-1]
+    assert (done["done"], done["fullText"], done["message_id"]) == (True, TEXT, reply_id)
+    assert (done["chars"], done["sha256"]) == (len(TEXT), hashlib.sha256(TEXT.encode()).hexdigest())
+    assert stored(rows, reply_id) == ("complete", TEXT)
+
+
+async def test_nothing_is_asked_of_the_model_while_nobody_reads(house: House, rows: Rows, tenant: Tenant) -> None:
+    client, reply_id = await ask(house.home, tenant)
+    seen = await read_pieces(client, house.model, 2)
+    await disconnect(house, rows, client, reply_id)
+    house.model.go(5)
+    # The one that it was waiting for when the client left, and no other.
+    await eventually(lambda: house.model.said == 3)
+    turn = house.turns.find(uuid.UUID(reply_id))
+    assert turn.paused
+    assert turn.text == seen
+    assert not house.model.closed.is_set()
+
+
+async def test_offset_within_a_word_gives_the_rest_of_the_word(house: House, rows: Rows, tenant: Tenant) -> None:
+    client, reply_id = await ask(house.home, tenant)
+    await read_pieces(client, house.model, 3)
+    await disconnect(house, rows, client, reply_id)
+    house.model.go(len(PIECES))
+    _, read = await read_rest(await come_back(house.door, tenant, reply_id, 2))
+    assert spoken(read) == TEXT[2:]
+
+
+async def test_event_ids_of_a_resumed_stream_count_on(house: House, rows: Rows, tenant: Tenant) -> None:
+    client, reply_id = await ask(house.home, tenant)
+    await read_pieces(client, house.model, 1)
+    await disconnect(house, rows, client, reply_id)
+    house.model.go(len(PIECES))
+    client = await RawClient.connect(house.door)
+    client.send(
+        f"GET /chat/stream?orgId={tenant.org_id}&userId={tenant.user_id}&message=ignored HTTP/1.1\r\n"
+        f"Host: test\r\nLast-Event-ID: {reply_id}:3\r\n\r\n".encode()
+    )
+    _, head = await client.read_head()
+    assert head[b"x-message-id"].decode() == reply_id
+    body = b"".join(await client.read_chunks()).decode()
+    ids = re.findall(r"^id: (.*)$", body, re.MULTILINE)
+    assert ids[:3] == [f"{reply_id}:0", f"{reply_id}:4", f"{reply_id}:7"]
+    assert ids[-1] == f"{reply_id}:{len(TEXT)}:end"
+    assert rows("select count(*) from messages where org_id = %s", tenant.org_id) == [(2,)]
+
+
+async def test_second_reader_takes_over_and_the_first_is_told(house: House, rows: Rows, tenant: Tenant) -> None:
+    first, reply_id = await ask(house.home, tenant)
+    seen = await read_pieces(first, house.model, 2)
+    second = await come_back(house.door, tenant, reply_id, len(seen))
+    last = events(b"".join(await first.read_chunks()))
+    assert [event.get("error") for event in last] == ["Replaced"]
+    house.model.go(len(PIECES))
+    _, read = await read_rest(second)
+    assert seen + spoken(read) == TEXT
+    assert stored(rows, reply_id) == ("complete", TEXT)
+
+
+async def test_reader_who_leaves_again_pauses_it_again(house: House, rows: Rows, tenant: Tenant) -> None:
+    client, reply_id = await ask(house.home, tenant)
+    seen = await read_pieces(client, house.model, 1)
+    for _ in range(3):
+        await disconnect(house, rows, client, reply_id)
+        client = await come_back(house.door, tenant, reply_id, len(seen))
+        house.model.go()
+        await client.read_head()
+        token = ""
+        while not token:
+            token = "".join(e["token"] for e in events(await client.read_chunk()))
+        seen += token
+    await disconnect(house, rows, client, reply_id)
+    house.model.go(len(PIECES))
+    _, read = await read_rest(await come_back(house.door, tenant, reply_id, len(seen)))
+    assert seen + spoken(read) == TEXT
+
+
+async def test_after_the_window_the_model_is_closed_and_the_rest_is_an_error(
+    start_server: StartServer, elsewhere: bool, rows: Rows, tenant: Tenant
+) -> None:
+    house = await open_house(start_server, elsewhere, Gated(pieces=PIECES), resume_window_s=0.2)
+    client, reply_id = await ask(house.home, tenant)
+    seen = await read_pieces(client, house.model, 3)
+    await disconnect(house, rows, client, reply_id)
+    await house.model.closed.wait()
+    await eventually(lambda: house.turns.running == 0)
+    status, read = await read_rest(await come_back(house.door, tenant, reply_id, 3))
+    assert status == b"HTTP/1.1 200 OK"
+    assert spoken(read) == seen[3:]
+    assert read[-1]["error"] == "Stream failed"
+    status, _ = await (await come_back(house.door, tenant, reply_id, len(seen))).read_head()
+    assert status == b"HTTP/1.1 204 No Content"
+
+
+async def test_without_a_window_a_reply_ends_with_its_reader(
+    start_server: StartServer, rows: Rows, tenant: Tenant
+) -> None:
+    model = Gated()
+    server = await start_server(model=model, resume_window_s=0)
+    client, reply_id = await ask(server, tenant)
+    await read_pieces(client, model, 1)
+    await disconnect(House(server, server, model), rows, client, reply_id)
+    await model.closed.wait()
+    assert rows("select resumable_until from messages where id = %s", reply_id) == [(None,)]
+
+
+async def test_complete_reply_is_read_again_from_any_offset(house: House, tenant: Tenant) -> None:
+    house.model.go(len(PIECES))
+    client, reply_id = await ask(house.home, tenant)
+    await client.read_chunks()
+    for offset in (0, 5, len(TEXT)):
+        status, read = await read_rest(await come_back(house.door, tenant, reply_id, offset))
+        assert status == b"HTTP/1.1 200 OK"
+        assert spoken(read) == TEXT[offset:]
+        assert read[-1]["fullText"] == TEXT
+
+
+async def test_event_source_that_has_all_is_told_to_stop(house: House, tenant: Tenant) -> None:
+    house.model.go(len(PIECES))
+    client, reply_id = await ask(house.home, tenant)
+    await client.read_chunks()
+    client = await RawClient.connect(house.door)
+    client.send(
+        f"GET /chat/stream?orgId={tenant.org_id}&userId={tenant.user_id}&message=Hi HTTP/1.1\r\n"
+        f"Host: test\r\nLast-Event-ID: {reply_id}:{len(TEXT)}:end\r\n\r\n".encode()
+    )
+    status, _ = await client.read_head()
+    assert status == b"HTTP/1.1 204 No Content"
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("{reply}?offset=1000", 409),
+        ("{reply}?offset=-1", 400),
+        ("{reply}?offset=x", 400),
+        ("{unknown}?offset=0", 404),
+        ("nonsense", 400),
+    ],
+)
+async def test_what_cannot_be_resumed_is_refused(house: House, tenant: Tenant, path: str, expected: int) -> None:
+    house.model.go(len(PIECES))
+    client, reply_id = await ask(house.home, tenant)
+    await client.read_chunks()
+    client = await RawClient.connect(house.door)
+    path = path.format(reply=reply_id, unknown=uuid.uuid4())
+    client.send(
+        f"GET /chat/stream/{path} HTTP/1.1\r\nHost: test\r\n"
+        f"x-org-id: {tenant.org_id}\r\nx-user-id: {tenant.user_id}\r\n\r\n".encode()
+    )
+    status, _ = await client.read_head()
+    assert int(status.split()[1]) == expected
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+@pytest.mark.parametrize("ended", [False, True])
+async def test_reply_of_another_user_does_not_exist(
+    house: House, rows: Rows, tenant: Tenant, method: str, ended: bool
+) -> None:
+    client, reply_id = await ask(house.home, tenant)
+    if ended:
+        house.model.go(len(PIECES))
+        await client.read_chunks()
+    for other in (rows.tenant(), rows.tenant(tenant.org_id)):
+        stranger = await RawClient.connect(house.door)
+        stranger.send(
+            f"{method} /chat/stream/{reply_id} HTTP/1.1\r\nHost: test\r\n"
+            f"x-org-id: {other.org_id}\r\nx-user-id: {other.user_id}\r\n\r\n".encode()
+        )
+        status, _ = await stranger.read_head()
+        assert status == b"HTTP/1.1 404 Not Found"
+    assert stored(rows, reply_id)[0] == ("complete" if ended else "streaming")
+
+
+@pytest.mark.parametrize("paused", [False, True])
+async def test_delete_stops_the_reply_from_any_server(
+    house: House, rows: Rows, tenant: Tenant, paused: bool
+) -> None:
+    client, reply_id = await ask(house.home, tenant)
+    seen = await read_pieces(client, house.model, 2)
+    if paused:
+        await disconnect(house, rows, client, reply_id)
+    # Twice: it is idempotent.
+    for _ in range(2):
+        stopper = await RawClient.connect(house.door)
+        stopper.send(
+            f"DELETE /chat/stream/{reply_id} HTTP/1.1\r\nHost: test\r\n"
+            f"x-org-id: {tenant.org_id}\r\nx-user-id: {tenant.user_id}\r\n\r\n".encode()
+        )
+        status, head = await stopper.read_head()
+        assert status == b"HTTP/1.1 200 OK"
+        body = json.loads(await stopper.reader.readexactly(int(head[b"content-length"])))
+        assert body == {"message_id": reply_id, "status": "stopped"}
+    if not paused:
+        last = events(b"".join(await client.read_chunks()))
+        assert [event.get("error") for event in last] == ["Stopped"]
+    await house.model.closed.wait()
+    assert stored(rows, reply_id) == ("stopped", seen)
+
+
+async def test_delete_of_a_complete_reply_changes_nothing(house: House, rows: Rows, tenant: Tenant) -> None:
+    house.model.go(len(PIECES))
+    client, reply_id = await ask(house.home, tenant)
+    await client.read_chunks()
+    stopper = await RawClient.connect(house.door)
+    stopper.send(
+        f"DELETE /chat/stream/{reply_id} HTTP/1.1\r\nHost: test\r\n"
+        f"x-org-id: {tenant.org_id}\r\nx-user-id: {tenant.user_id}\r\n\r\n".encode()
+    )
+    _, head = await stopper.read_head()
+    body = json.loads(await stopper.reader.readexactly(int(head[b"content-length"])))
+    assert body["status"] == "complete"
+    assert stored(rows, reply_id) == ("complete", TEXT)
+
+
+async def test_turn_that_nobody_resumes_is_two_statements(
+    house: House, rows: Rows, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    store = house.turns._store
+    run = store._run
+
+    async def counted(name: str, *args: Any, **kwargs: Any) -> Any:
+        ran.append(name)
+        return await run(name, *args, **kwargs)
+
+    monkeypatch.setattr(store, "_run", counted)
+    client, reply_id = await ask(house.home, tenant)
+    await read_pieces(client, house.model, 2)
+    await disconnect(house, rows, client, reply_id)
+    assert [name for name in ran if name != "turn_interrupt"] == ["turn_open", "turn_close"]
+
+
+async def test_question_while_a_reply_runs_is_409_with_its_id(house: House, rows: Rows, tenant: Tenant) -> None:
+    client, reply_id = await ask(house.home, tenant)
+    await read_pieces(client, house.model, 1)
+    [(chat_id,)] = rows("select chat_id from messages where id = %s", reply_id)
+    second = await RawClient.connect(house.door)
+    body = json.dumps({"message": "And?", "chat_id": str(chat_id)}).encode()
+    second.send(post("/chat/stream", body, tenant))
+    status, head = await second.read_head()
+    assert status == b"HTTP/1.1 409 Conflict"
+    answer = json.loads(await second.reader.readexactly(int(head[b"content-length"])))
+    assert (answer["error"], answer["message_id"]) == ("Reply running", reply_id)
+    assert rows("select count(*) from messages where org_id = %s", tenant.org_id) == [(2,)]
+
+
+async def test_question_while_a_reply_is_paused_ends_it(house: House, rows: Rows, tenant: Tenant) -> None:
+    client, reply_id = await ask(house.home, tenant)
+    seen = await read_pieces(client, house.model, 2)
+    await disconnect(house, rows, client, reply_id)
+    [(chat_id,)] = rows("select chat_id from messages where id = %s", reply_id)
+    second = await RawClient.connect(house.door)
+    body = json.dumps({"message": "And?", "chat_id": str(chat_id)}).encode()
+    second.send(post("/chat/stream", body, tenant))
+    status, _ = await second.read_head()
+    assert status == b"HTTP/1.1 200 OK"
+    status, _ = await (await come_back(house.door, tenant, reply_id, len(seen))).read_head()
+    assert status == b"HTTP/1.1 204 No Content"
+    assert stored(rows, reply_id) == ("disconnected", seen)
+
+
+async def test_many_questions_in_one_chat_at_once_leave_one_reply_running(
+    start_server: StartServer, rows: Rows, tenant: Tenant
+) -> None:
+    model = Gated()
+    servers = [await start_server(model=model) for _ in range(2)]
+    client, reply_id = await ask(servers[0], tenant)
+    [(chat_id,)] = rows("select chat_id from messages where id = %s", reply_id)
+    await (await stop(servers[0], tenant, reply_id)).read_head()
+    await client.read_chunks()
+
+    async def question(i: int) -> bytes:
+        client = await RawClient.connect(servers[i % 2])
+        client.send(post("/chat/stream", json.dumps({"message": "Q", "chat_id": str(chat_id)}).encode(), tenant))
+        return (await client.read_head())[0]
+
+    answers = await asyncio.gather(*(question(i) for i in range(20)))
+    assert sorted(answers) == [b"HTTP/1.1 200 OK"] + [b"HTTP/1.1 409 Conflict"] * 19
+    assert rows("select count(*) from messages where org_id = %s", tenant.org_id) == [(4,)]
+
+
+async def stop(server: TestServer, tenant: Tenant, reply_id: str) -> RawClient:
+    client = await RawClient.connect(server)
+    client.send(
+        f"DELETE /chat/stream/{reply_id} HTTP/1.1\r\nHost: test\r\n"
+        f"x-org-id: {tenant.org_id}\r\nx-user-id: {tenant.user_id}\r\n\r\n".encode()
+    )
+    return client
+
+
+async def test_same_key_and_question_attaches_to_the_same_turn_from_its_start(
+    house: House, rows: Rows, tenant: Tenant
+) -> None:
+    key = "Idempotency-Key: one\r\n"
+    client, reply_id = await ask(house.home, tenant, key)
+    await read_pieces(client, house.model, 3)
+    await disconnect(house, rows, client, reply_id)
+    house.model.go(len(PIECES))
+    client, again_id = await ask(house.door, tenant, key)
+    assert again_id == reply_id
+    assert spoken(events(b"".join(await client.read_chunks()))) == TEXT
+    # And once more, when it has long ended.
+    client, again_id = await ask(house.door, tenant, key)
+    assert again_id == reply_id
+    assert spoken(events(b"".join(await client.read_chunks()))) == TEXT
+    assert rows("select count(*) from messages where org_id = %s", tenant.org_id) == [(2,)]
+
+
+async def test_same_key_with_another_question_is_409(house: House, tenant: Tenant) -> None:
+    key = "Idempotency-Key: one\r\n"
+    await ask(house.home, tenant, key)
+    client = await RawClient.connect(house.door)
+    client.send(post("/chat/stream", b'{"message": "Another"}', tenant, headers=key))
+    status, _ = await client.read_head()
+    assert status == b"HTTP/1.1 409 Conflict"
+
+
+async def test_same_key_of_another_user_is_another_turn(house: House, rows: Rows, tenant: Tenant) -> None:
+    key = "Idempotency-Key: one\r\n"
+    _, first = await ask(house.home, tenant, key)
+    _, second = await ask(house.home, rows.tenant(tenant.org_id), key)
+    assert first != second
+
+
+async def test_100_with_one_key_at_once_give_one_turn(
+    start_server: StartServer, rows: Rows, tenant: Tenant
+) -> None:
+    servers = [await start_server(model=says(*PIECES)) for _ in range(2)]
+
+    async def question(i: int) -> dict[str, Any]:
+        client = await RawClient.connect(servers[i % 2])
+        client.send(post("/chat", b'{"message": "Hi"}', tenant, headers="Idempotency-Key: one\r\n"))
+        status, head = await client.read_head()
+        assert status == b"HTTP/1.1 200 OK"
+        answer: dict[str, Any] = json.loads(await client.reader.readexactly(int(head[b"content-length"])))
+        return answer
+
+    answers = await asyncio.gather(*(question(i) for i in range(100)))
+    assert len({json.dumps(answer) for answer in answers}) == 1
+    assert answers[0]["reply"] == TEXT
+    assert rows("select count(*) from messages where org_id = %s", tenant.org_id) == [(2,)]
+
+
+@pytest.mark.parametrize("key", ["", "a b", "é", "x" * 256])
+async def test_bad_key_is_400(house: House, tenant: Tenant, key: str) -> None:
+    client = await RawClient.connect(house.home)
+    request = post("/chat/stream", b'{"message": "Hi"}', tenant, headers=f"Idempotency-Key: {key}\r\n")
+    client.send(request)
+    status, _ = await client.read_head()
+    assert status == b"HTTP/1.1 400 Bad Request"
+
+
+async def test_client_of_post_chat_who_left_finds_the_reply_by_its_key(
+    start_server: StartServer, rows: Rows, tenant: Tenant
+) -> None:
+    model = Gated(pieces=PIECES)
+    server = await start_server(model=model)
+    request = post("/chat", b'{"message": "Hi"}', tenant, headers="Idempotency-Key: one\r\n")
+    async with await RawClient.connect(server) as client:
+        client.send(request)
+        await model.asked.wait()
+        client.reset()
+    model.go(len(PIECES))
+    client = await RawClient.connect(server)
+    client.send(request)
+    _, head = await client.read_head()
+    assert json.loads(await client.reader.readexactly(int(head[b"content-length"])))["reply"] == TEXT
+
+
+async def test_pauses_and_resumes_leave_no_error_in_the_log(
+    house: House, rows: Rows, tenant: Tenant, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, reply_id = await ask(house.home, tenant)
+    seen = await read_pieces(client, house.model, 2)
+    await disconnect(house, rows, client, reply_id)
+    house.model.go(len(PIECES))
+    await read_rest(await come_back(house.door, tenant, reply_id, len(seen)))
+    await eventually(lambda: house.turns.running == 0)
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+    assert len(logged(caplog, "Client disconnected during stream")) == 1
+    assert len(logged(caplog, "Stream completed")) == 1
