@@ -172,7 +172,7 @@ async def test_save_that_waits_for_the_database_is_tried_once_more_at_the_stop(
     start_server: StartServer, aiohttp_client: Any, postgres: OwnPostgres, own_tenant: Tenant
 ) -> None:
     model = Gated()
-    server = await start_server(database_url=postgres.url, model=model, db_timeout_s=1.0)
+    server = await start_server(database_url=postgres.url, model=model, db_timeout_s=1.0, resume_window_s=0)
     client = await aiohttp_client(server)
     response = await client.post("/chat/stream", json={"message": "Hi"}, headers=own_tenant.headers)
     model.go()
@@ -396,7 +396,7 @@ async def test_save_refused_by_a_database_that_was_made_read_only_is_tried_until
     start_server: StartServer, aiohttp_client: Any, postgres: OwnPostgres, own_rows: Rows, own_tenant: Tenant
 ) -> None:
     model = Gated()
-    client = await aiohttp_client(await start_server(database_url=postgres.url, model=model))
+    client = await aiohttp_client(await start_server(database_url=postgres.url, model=model, resume_window_s=0))
     stream = await client.post("/chat/stream", json={"message": "Hi"}, headers=own_tenant.headers)
     model.go()
     await stream.content.readuntil(b"\n\n")

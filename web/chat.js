@@ -492,7 +492,7 @@ async function readAll(mine, response, retry = null) {
                 break;
             }
             const lost = error instanceof Lost || (error.status === 0 && error.title === 'No connection') || error.status === 503;
-            if (lost && response !== null && tries < RESUME_DELAYS_MS.length) {
+            if (lost && mine.replyId && response !== null && tries < RESUME_DELAYS_MS.length) {
                 reply.show();
                 mark(reply.item, 'resuming');
                 announce(STATUS_TEXT.resuming);
