@@ -1,0 +1,77 @@
+"""web/openapi.json, held against the routes and against what they answer."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+from support import Rows, Tenant
+
+DOCUMENT: dict[str, Any] = json.loads((Path(__file__).parent.parent / "web/openapi.json").read_text())
+METHODS = {"get", "post", "delete"}
+# The page is no part of what programs use.
+PAGE = {"/", "/chat.js", "/sse.js", "/chat.css"}
+
+
+def operations() -> set[tuple[str, str]]:
+    return {(path, method) for path, item in DOCUMENT["paths"].items() for method in item if method in METHODS}
+
+
+async def test_document_has_every_route_and_no_other(server: TestServer) -> None:
+    assert server.app is not None
+    routes = {
+        (route.resource.canonical, route.method.lower())
+        for route in server.app.router.routes()
+        if route.resource is not None and route.method != "HEAD"
+    }
+    assert {route for route in routes if route[0] not in PAGE} == operations()
+
+
+async def test_document_is_served(client: TestClient) -> None:
+    response = await client.get("/openapi.json")
+    assert response.content_type == "application/json"
+    assert await response.json() == DOCUMENT
+
+
+def test_every_reference_leads_somewhere() -> None:
+    def check(node: Any) -> None:
+        if isinstance(node, dict):
+            if "$ref" in node:
+                target: Any = DOCUMENT
+                for part in node["$ref"].removeprefix("#/").split("/"):
+                    target = target[part]
+            for child in node.values():
+                check(child)
+        elif isinstance(node, list):
+            for child in node:
+                check(child)
+
+    check(DOCUMENT)
+
+
+@pytest.mark.parametrize(("path", "method"), sorted(operations()))
+async def test_answers_are_among_those_that_are_documented(
+    client: TestClient, rows: Rows, tenant: Tenant, path: str, method: str
+) -> None:
+    documented = DOCUMENT["paths"][path][method]["responses"]
+    url = path.format(message_id=uuid.uuid4(), chat_id=uuid.uuid4())
+    for headers in (
+        {},
+        tenant.headers,
+        rows.tenant(str(uuid.uuid4())).headers,
+        {"x-org-id": "x", "x-user-id": "x"},
+    ):
+        for body in (None, b"{", b'{"message": "Hi"}', b'{"message": " "}', b'{"message": "Hi", "chat_id": 7}'):
+            for query in ("", "?limit=0", "?offset=x", "?ticket=x", "?message=Hi&orgId=1&userId=2"):
+                more = {"content-type": "application/json"} if body else {}
+                async with client.request(method, url + query, data=body, headers=headers | more) as response:
+                    assert str(response.status) in documented, (response.status, headers, body, query)
+                    assert response.status < 500
+                    if response.status >= 400:
+                        assert {"error", "message", "requestId"} <= (await response.json()).keys()
+                    else:
+                        await response.read()
