@@ -73,12 +73,14 @@ async def stop(request: web.Request) -> web.Response:
         # Of a paused one, its server still has the model's stream.
         await request.app[BELLS].ring(row.server_id, "stop", reply_id)
     status = row.status
-    async with asyncio.timeout(None) as patience:
-        patience.reschedule(asyncio.get_running_loop().time() + request.app[SETTINGS].db_timeout_s)
-        while status == "streaming":
-            await asyncio.sleep(LOOK_AGAIN_S / 4)
-            found = await request.app[STORE].reply_find(org_id=org_id, user_id=user_id, reply_id=reply_id)
-            status = found.status if found is not None else status
+    give_up_at_s = asyncio.get_running_loop().time() + request.app[SETTINGS].db_timeout_s
+    while status == "streaming":
+        if asyncio.get_running_loop().time() > give_up_at_s:
+            message = "The server that has the reply did not answer; try again."
+            raise ApiError(503, "Not stopped", message, headers={"Retry-After": "1"})
+        await asyncio.sleep(LOOK_AGAIN_S / 4)
+        found = await request.app[STORE].reply_find(org_id=org_id, user_id=user_id, reply_id=reply_id)
+        status = found.status if found is not None else status
     return web.json_response({"message_id": str(reply_id), "status": status})
 
 

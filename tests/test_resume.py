@@ -491,3 +491,19 @@ async def test_pauses_and_resumes_leave_no_error_in_the_log(
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
     assert len(logged(caplog, "Client disconnected during stream")) == 1
     assert len(logged(caplog, "Stream completed")) == 1
+
+
+async def test_stop_that_the_other_server_does_not_hear_is_503(
+    start_server: StartServer, rows: Rows, tenant: Tenant
+) -> None:
+    model = Gated()
+    home = await start_server(model=model)
+    door = await start_server(db_timeout_s=0.3)
+    client, reply_id = await ask(home, tenant)
+    rows("update messages set server_id = server_id + 1 where id = %s", reply_id)
+    status, _ = await (await stop(door, tenant, reply_id)).read_head()
+    assert status == b"HTTP/1.1 503 Service Unavailable"
+    rows("update messages set server_id = server_id - 1 where id = %s", reply_id)
+    status, _ = await (await stop(door, tenant, reply_id)).read_head()
+    assert status == b"HTTP/1.1 200 OK"
+    await client.read_chunks()
