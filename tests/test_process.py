@@ -293,6 +293,16 @@ def test_unreachable_database_is_one_line(start: Processes) -> None:
     assert "secret" not in terminal
 
 
+def test_headers_that_anybody_could_send_are_not_believed_beyond_this_machine(start: Processes) -> None:
+    code, stderr = start(HOST="0.0.0.0", DATABASE_URL="postgresql://127.0.0.1:1/x").end()
+    assert code == 1
+    [line] = stderr.splitlines()
+    assert line.startswith("llm-app: HOST is 0.0.0.0, which other machines reach")
+    for allowed in ({"TRUST_IDENTITY_HEADERS": "1"}, {"JWT_SECRET": "x" * 32}):
+        code, stderr = start(HOST="0.0.0.0", DATABASE_URL="postgresql://127.0.0.1:1/x", **allowed).end()
+        assert "the database of DATABASE_URL cannot be reached" in stderr
+
+
 def test_bad_setting_is_one_line(start: Processes) -> None:
     code, terminal = start(HEARTBEAT_S="soon").end()
     assert (code, terminal) == (
