@@ -82,12 +82,21 @@ async def send(
         content=question.message,
         server_id=SERVER_ID,
         history_limit=40,
+        key=None,
+        asked=b"",
     )
     if opened is None or not opened["caller_known"]:
         raise HTTPException(403)
     if opened["chat_id"] is None:
         raise HTTPException(404)
-    await turn_close.row(org_id=x_org_id, reply_id=reply_id, server_id=SERVER_ID, content=text, status="complete")
+    await turn_close.row(
+        org_id=x_org_id,
+        reply_id=reply_id,
+        server_id=SERVER_ID,
+        content=text,
+        status="complete",
+        resume_window_s=None,
+    )
     return {
         "chat_id": str(opened["chat_id"]),
         "message_id": str(reply_id),
