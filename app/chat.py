@@ -22,7 +22,16 @@ from app.identity import CALLER, parse_uuid
 from app.inputs import Question, check_question, read_key, read_page, read_question
 from app.logs import OUTCOME
 from app.model import Conversation, Message, Model, Reply, excerpt
-from app.resume import connect, iso, log_disconnect, read_along, read_last_event_id, read_reply, wait_for_reply
+from app.resume import (
+    connect,
+    iso,
+    log_disconnect,
+    read_along,
+    read_last_event_id,
+    read_reply,
+    reply_body,
+    wait_for_reply,
+)
 from app.settings import SETTINGS
 from app.sse import ClientGone, encode_chunk, encode_numbered_tokens, encode_tokens
 from app.store import STORE, FinalStatus, OpenedTurn, storable
@@ -61,14 +70,7 @@ async def send(request: web.Request) -> web.Response:
         raise ApiError(502, "Reply failed", failure(*ended))
     if not ended.stored:
         raise ApiError(503, "Database unavailable", failure(*ended), headers={"Retry-After": "1"})
-    return web.json_response(
-        {
-            "chat_id": str(turn.chat_id),
-            "message_id": str(turn.reply_id),
-            "reply": turn.text,
-            "created_at": iso(turn.created_at),
-        }
-    )
+    return web.json_response(reply_body(turn.chat_id, turn.reply_id, turn.text, turn.created_at))
 
 
 async def stream(request: web.Request) -> web.StreamResponse:

@@ -111,13 +111,12 @@ async def read_along(request: web.Request, turn: Turn, reader: Reader) -> web.St
         return reader.stream
     if over == "replaced":
         request[OUTCOME] = over
-        last: dict[str, object] = {"error": "Replaced", "message": "Another reader has taken over this reply."}
-        end = ""
+        last = error_event("Replaced", "Another reader has taken over this reply.")
     else:
         request[OUTCOME] = over.status
-        last, end = last_event(turn.chat_id, turn.reply_id, turn.text, *over)
+        last = last_event(reader, turn.chat_id, turn.reply_id, turn.text, *over)
     try:
-        await reader.stream.write_eof(encode_event(last, end if end and reader.numbered else None))
+        await reader.stream.write_eof(last)
     except ClientGone:
         log_disconnect(turn)
     return reader.stream
@@ -179,24 +178,19 @@ async def follow(
         except DatabaseAway:
             if reader is None:
                 raise
-            last: dict[str, object] = {
-                "error": "Stream failed",
-                "message": "The database did not answer; the reply may go on.",
-            }
-            end = ""
+            last = error_event("Stream failed", "The database did not answer; the reply may go on.")
         else:
             assert reader is not None
             if row.status == "streaming":
-                last = {"error": "Stream failed", "message": "This server is stopping; the reply may go on."}
-                end = ""
+                last = error_event("Stream failed", "This server is stopping; the reply may go on.")
             else:
                 request[OUTCOME] = row.status
-                last, end = last_event(row.chat_id, reply_id, row.content, row.status, stored=True)
+                last = last_event(reader, row.chat_id, reply_id, row.content, row.status, stored=True)
         finally:
             if reader is not None:
                 followers.discard(reader)
     try:
-        await reader.stream.write_eof(encode_event(last, end if end and numbered else None))
+        await reader.stream.write_eof(last)
     except ClientGone:
         log.warning("Client disconnected during stream")
     return reader.stream
@@ -251,11 +245,16 @@ async def wait_for_reply(request: web.Request, reply_id: UUID) -> dict[str, str]
         await asyncio.sleep(LOOK_AGAIN_S)
     if row.status != "complete":
         raise ApiError(502, "Reply failed", failure(row.status, stored=True))
+    return reply_body(row.chat_id, reply_id, row.content, row.created_at)
+
+
+def reply_body(chat_id: UUID, reply_id: UUID, text: str, created_at: datetime) -> dict[str, str]:
+    """Return the body of `POST /chat`."""
     return {
-        "chat_id": str(row.chat_id),
+        "chat_id": str(chat_id),
         "message_id": str(reply_id),
-        "reply": row.content,
-        "created_at": iso(row.created_at),
+        "reply": text,
+        "created_at": iso(created_at),
     }
 
 
@@ -264,14 +263,15 @@ def is_open(row: FoundReply) -> bool:
 
 
 def last_event(
-    chat_id: UUID, reply_id: UUID, text: str, status: FinalStatus, stored: bool
-) -> tuple[dict[str, object], str]:
-    """Return the event that ends a stream, and its id: who comes back with it is told that there is no more."""
-    end = f"{reply_id}:{len(text)}:end"
+    reader: Reader, chat_id: UUID, reply_id: UUID, text: str, status: FinalStatus, stored: bool
+) -> bytes:
+    """Return the event that ends a stream. Who comes back with its id is told that there is no more."""
+    event_id = f"{reply_id}:{len(text)}:end" if reader.numbered else None
     if status != "complete" or not stored:
-        error = "Stopped" if status == "stopped" else "Stream failed"
-        return {"error": error, "message": failure(status, stored)}, end
-    return {
+        return error_event(
+            "Stopped" if status == "stopped" else "Stream failed", failure(status, stored), event_id
+        )
+    done = {
         "token": "",
         "done": True,
         "fullText": text,
@@ -279,7 +279,12 @@ def last_event(
         "message_id": str(reply_id),
         "chars": len(text),
         "sha256": hashlib.sha256(text.encode()).hexdigest(),
-    }, end
+    }
+    return encode_event(done, event_id)
+
+
+def error_event(error: str, message: str, event_id: str | None = None) -> bytes:
+    return encode_event({"error": error, "message": message}, event_id)
 
 
 def log_disconnect(turn: Turn) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Coroutine
 from contextlib import suppress
 from datetime import datetime
@@ -209,6 +209,8 @@ class Turns:
         self.stopping = False
         self.server_id = bells.server_id
         self._running: dict[UUID, Turn] = {}
+        # How many of them each user has.
+        self._running_of: Counter[Caller] = Counter()
         # Readers of replies that do not run here.
         self.followers: set[Reader] = set()
         self._none_running = asyncio.Event()
@@ -239,15 +241,15 @@ class Turns:
             raise ApiError(503, "Busy", message, headers={"Retry-After": "5"})
         self._ration(turn.caller)
         self._running[turn.reply_id] = turn
+        self._running_of[turn.caller] += 1
         self._none_running.clear()
 
     def _ration(self, caller: Caller) -> None:
         """Count a turn of this user in this process; a limit of 0 is none."""
-        if self._user_limit:
-            running = sum(turn.caller == caller for turn in self._running.values())
-            if running >= self._user_limit:
-                message = f"You have {running} replies running, expected at most {self._user_limit} at once."
-                raise ApiError(429, "Too many replies", message, headers={"Retry-After": "1"})
+        running = self._running_of[caller]
+        if self._user_limit and running >= self._user_limit:
+            message = f"You have {running} replies running, expected at most {self._user_limit} at once."
+            raise ApiError(429, "Too many replies", message, headers={"Retry-After": "1"})
         if self._user_turns_per_minute:
             now_s = asyncio.get_running_loop().time()
             times = self._admitted.setdefault(caller, deque(maxlen=self._user_turns_per_minute))
@@ -263,7 +265,11 @@ class Turns:
             del self._admitted[caller]
 
     def dismiss(self, turn: Turn) -> None:
-        self._running.pop(turn.reply_id, None)
+        if self._running.pop(turn.reply_id, None) is None:
+            return
+        self._running_of[turn.caller] -= 1
+        if not self._running_of[turn.caller]:
+            del self._running_of[turn.caller]
         if not self._running:
             self._none_running.set()
 

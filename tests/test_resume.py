@@ -60,13 +60,21 @@ async def ask(server: TestServer, tenant: Tenant, headers: str = "", message: st
     return client, head[b"x-message-id"].decode()
 
 
-async def come_back(server: TestServer, tenant: Tenant, reply_id: str, offset: int) -> RawClient:
+async def call(server: TestServer, tenant: Tenant, method: str, path: str) -> RawClient:
     client = await RawClient.connect(server)
     client.send(
-        f"GET /chat/stream/{reply_id}?offset={offset} HTTP/1.1\r\nHost: test\r\n"
+        f"{method} /chat/stream/{path} HTTP/1.1\r\nHost: test\r\n"
         f"x-org-id: {tenant.org_id}\r\nx-user-id: {tenant.user_id}\r\n\r\n".encode()
     )
     return client
+
+
+async def come_back(server: TestServer, tenant: Tenant, reply_id: str, offset: int) -> RawClient:
+    return await call(server, tenant, "GET", f"{reply_id}?offset={offset}")
+
+
+async def stop(server: TestServer, tenant: Tenant, reply_id: str) -> RawClient:
+    return await call(server, tenant, "DELETE", reply_id)
 
 
 async def read_pieces(client: RawClient, model: Gated, count: int) -> str:
@@ -253,12 +261,8 @@ async def test_what_cannot_be_resumed_is_refused(house: House, tenant: Tenant, p
     house.model.go(len(PIECES))
     client, reply_id = await ask(house.home, tenant)
     await client.read_chunks()
-    client = await RawClient.connect(house.door)
     path = path.format(reply=reply_id, unknown=uuid.uuid4())
-    client.send(
-        f"GET /chat/stream/{path} HTTP/1.1\r\nHost: test\r\n"
-        f"x-org-id: {tenant.org_id}\r\nx-user-id: {tenant.user_id}\r\n\r\n".encode()
-    )
+    client = await call(house.door, tenant, "GET", path)
     status, _ = await client.read_head()
     assert int(status.split()[1]) == expected
 
@@ -273,11 +277,7 @@ async def test_reply_of_another_user_does_not_exist(
         house.model.go(len(PIECES))
         await client.read_chunks()
     for other in (rows.tenant(), rows.tenant(tenant.org_id)):
-        stranger = await RawClient.connect(house.door)
-        stranger.send(
-            f"{method} /chat/stream/{reply_id} HTTP/1.1\r\nHost: test\r\n"
-            f"x-org-id: {other.org_id}\r\nx-user-id: {other.user_id}\r\n\r\n".encode()
-        )
+        stranger = await call(house.door, other, method, reply_id)
         status, _ = await stranger.read_head()
         assert status == b"HTTP/1.1 404 Not Found"
     assert stored(rows, reply_id)[0] == ("complete" if ended else "streaming")
@@ -293,11 +293,7 @@ async def test_delete_stops_the_reply_from_any_server(
         await disconnect(house, rows, client, reply_id)
     # Twice: it is idempotent.
     for _ in range(2):
-        stopper = await RawClient.connect(house.door)
-        stopper.send(
-            f"DELETE /chat/stream/{reply_id} HTTP/1.1\r\nHost: test\r\n"
-            f"x-org-id: {tenant.org_id}\r\nx-user-id: {tenant.user_id}\r\n\r\n".encode()
-        )
+        stopper = await stop(house.door, tenant, reply_id)
         status, head = await stopper.read_head()
         assert status == b"HTTP/1.1 200 OK"
         body = json.loads(await stopper.reader.readexactly(int(head[b"content-length"])))
@@ -313,11 +309,7 @@ async def test_delete_of_a_complete_reply_changes_nothing(house: House, rows: Ro
     house.model.go(len(PIECES))
     client, reply_id = await ask(house.home, tenant)
     await client.read_chunks()
-    stopper = await RawClient.connect(house.door)
-    stopper.send(
-        f"DELETE /chat/stream/{reply_id} HTTP/1.1\r\nHost: test\r\n"
-        f"x-org-id: {tenant.org_id}\r\nx-user-id: {tenant.user_id}\r\n\r\n".encode()
-    )
+    stopper = await stop(house.door, tenant, reply_id)
     _, head = await stopper.read_head()
     body = json.loads(await stopper.reader.readexactly(int(head[b"content-length"])))
     assert body["status"] == "complete"
@@ -389,15 +381,6 @@ async def test_many_questions_in_one_chat_at_once_leave_one_reply_running(
     answers = await asyncio.gather(*(question(i) for i in range(20)))
     assert sorted(answers) == [b"HTTP/1.1 200 OK"] + [b"HTTP/1.1 409 Conflict"] * 19
     assert rows("select count(*) from messages where org_id = %s", tenant.org_id) == [(4,)]
-
-
-async def stop(server: TestServer, tenant: Tenant, reply_id: str) -> RawClient:
-    client = await RawClient.connect(server)
-    client.send(
-        f"DELETE /chat/stream/{reply_id} HTTP/1.1\r\nHost: test\r\n"
-        f"x-org-id: {tenant.org_id}\r\nx-user-id: {tenant.user_id}\r\n\r\n".encode()
-    )
-    return client
 
 
 async def test_same_key_and_question_attaches_to_the_same_turn_from_its_start(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import signal
@@ -151,8 +152,6 @@ async def test_clients_cut_in_every_way_leave_final_statuses_and_exact_prefixes(
         tenant.org_id,
     )
     assert len(pairs) == count
-    import json
-
     for question, content, status in pairs:
         assert status in ("complete", "disconnected")
         assert expected_text(question).startswith(content)
