@@ -2,45 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-import psycopg2
 import pytest
-from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
-from support import RawClient, Rows, Tenant
-
-from app.db import migrate
-from app.embedded import postgres
-from app.model import Model
-from app.server import create_app
-from app.settings import Settings
-
-
-class Server(TestServer):
-    """aiohttp's, but run as `app.server.serve` runs it: a client that leaves cancels no handler."""
-
-    async def _make_runner(self, **kwargs: Any) -> web.BaseRunner:
-        return web.AppRunner(self.app, **kwargs | {"handler_cancellation": False, "access_log": None})
-
-
-StartServer = Callable[..., Awaitable[TestServer]]
-
-
-@contextmanager
-def new_postgres(folder: Path) -> Iterator[str]:
-    """Run an embedded PostgreSQL on a new folder, migrated."""
-    with postgres(folder) as url:
-        with closing(psycopg2.connect(url)) as connection:
-            connection.autocommit = True
-            # Nothing here outlives the test run, so nothing need reach the disk.
-            connection.cursor().execute("alter system set fsync = off")
-            connection.cursor().execute("select pg_reload_conf()")
-        migrate(url, timeout_s=10)
-        yield url
+from serving import StartServer, new_postgres, serving
+from support import Rows, Tenant
 
 
 @pytest.fixture(scope="session")
@@ -59,26 +27,6 @@ def rows(postgres_url: str) -> Iterator[Rows]:
 @pytest.fixture
 def tenant(rows: Rows) -> Tenant:
     return rows.tenant()
-
-
-@asynccontextmanager
-async def serving(postgres_url: str) -> AsyncIterator[StartServer]:
-    """Give a function that starts a server on a free port: `start(model=…, heartbeat_s=…, …)`."""
-    servers: list[TestServer] = []
-
-    async def start(*, model: Model | None = None, **settings: Any) -> TestServer:
-        no_limits = {"user_stream_limit": 0, "user_turns_per_minute": 0}
-        settings = {"database_url": postgres_url, "sim_delay_ms": (0.0, 0.0)} | no_limits | settings
-        server = Server(create_app(Settings(**settings), model=model))
-        await server.start_server(shutdown_timeout=1)
-        servers.append(server)
-        return server
-
-    yield start
-    while RawClient.opened:
-        await RawClient.opened.pop().close()
-    for server in servers:
-        await server.close()
 
 
 @pytest.fixture

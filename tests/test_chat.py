@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
-from conftest import StartServer
+from serving import StartServer
 from support import RawClient, Rows, Tenant, events, logged, post, says
 
 from app.logs import Formatter, quiet_bad_http

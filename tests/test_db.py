@@ -15,7 +15,7 @@ import psutil
 import psycopg2
 import pytest
 from aiohttp.test_utils import TestClient
-from conftest import StartServer, new_postgres
+from serving import StartServer, new_postgres
 from support import Gated, Rows, Tenant, events, eventually, logged, says
 
 from app import db, embedded

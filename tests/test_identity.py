@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
-from conftest import StartServer
+from serving import StartServer
 from support import RawClient, Rows, Tenant
 
 ROUTES = ["POST /chat", "POST /chat/stream", "GET /chat/stream", "GET /chats", "GET /chats/{chat_id}/messages"]

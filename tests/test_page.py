@@ -15,8 +15,8 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from conftest import StartServer, serving
 from playwright.async_api import Browser, BrowserContext, Error, Locator, Page, Route, async_playwright, expect
+from serving import StartServer, serving
 from support import Gated, Rows, Tenant, eventually, says
 
 from app.model import Conversation

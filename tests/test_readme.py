@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from conftest import StartServer
 from playwright.async_api import async_playwright
+from serving import StartServer
 from support import Rows, Tenant, says
 
 README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")

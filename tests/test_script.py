@@ -9,7 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 from aiohttp.test_utils import TestServer
-from conftest import StartServer
+from serving import StartServer
 from support import Gated, Tenant, says
 
 SCRIPT = Path(__file__).parent / "test-streaming.sh"

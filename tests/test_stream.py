@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from aiohttp import TCPConnector
 from aiohttp.test_utils import TestClient, TestServer
-from conftest import StartServer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from serving import StartServer
 from support import Gated, RawClient, Rows, Tenant, events, eventually, logged, post, says
 
 from app.model import Conversation

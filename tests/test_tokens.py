@@ -12,9 +12,9 @@ import jwt
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from conftest import StartServer
 from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.utils import base64url_encode
+from serving import StartServer
 from support import Rows, Tenant, events, says
 
 SECRET = "a secret of no less than 32 characters"

@@ -15,25 +15,36 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import psutil
 import psycopg2
-from support import Rows, Tenant
+from support import Rows, Tenant, eventually
 
 from app.model import compose
 
+# `make faults` sets FAULTS=full: the same tests, at length.
+FULL = os.environ.get("FAULTS") == "full"
+# Of what is random in these tests: the same seed cuts the same streams at the same tokens.
+SEED = int(os.environ.get("FAULTS_SEED", "1"))
+
 ROOT = Path(__file__).parents[2]
 INVARIANTS = (Path(__file__).parent / "invariants.sql").read_text()
-SEED = "faults"
 # A story of 222 words.
 LONG = "tell a story"
+SIM_SEED = "faults"
+
+T = TypeVar("T")
+
+
+def scale(short: T, full: T) -> T:
+    return full if FULL else short
 
 
 def expected_text(question: str) -> str:
     """Return what a server with SIM_SEED answers as the first reply of a chat."""
-    return compose([question], random.Random("\0".join([SEED, question])))
+    return compose([question], random.Random("\0".join([SIM_SEED, question])))
 
 
 @dataclass
@@ -65,7 +76,7 @@ class Server:
     def start(self) -> None:
         """Start it, on the port that it had before if it had one."""
         defaults = {
-            "SIM_SEED": SEED,
+            "SIM_SEED": SIM_SEED,
             "SIM_DELAY_MS": "2-8",
             "USER_STREAM_LIMIT": "0",
             "USER_TURNS_PER_MINUTE": "0",
@@ -241,3 +252,14 @@ def broken_invariants(url: str) -> dict[str, int]:
         [row] = cursor.fetchall()
         assert cursor.description
         return {column.name: count for column, count in zip(cursor.description, row, strict=True) if count}
+
+
+async def all_ended(rows: Rows) -> None:
+    await eventually(lambda: rows("select count(*) from messages where status = 'streaming'") == [(0,)], 30)
+
+
+def postmaster(rows: Rows) -> psutil.Process:
+    [(pid,)] = rows("select pg_backend_pid()")
+    parent = psutil.Process(pid).parent()
+    assert parent is not None
+    return parent

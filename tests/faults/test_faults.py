@@ -4,63 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 
-import psutil
 import pytest
-from conftest import new_postgres
-from ledger import LONG, Ledger, Server, broken_invariants, expected_text, ledger
+from ledger import (
+    LONG,
+    SEED,
+    Ledger,
+    Server,
+    all_ended,
+    broken_invariants,
+    expected_text,
+    ledger,
+    postmaster,
+    scale,
+)
 from support import Rows, eventually
-
-FULL = os.environ.get("FAULTS") == "full"
-SEED = int(os.environ.get("FAULTS_SEED", "1"))
-
-
-def scale(short: int, full: int) -> int:
-    return full if FULL else short
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A PostgreSQL of its own, to be killed."""
-    with new_postgres(tmp_path_factory.mktemp("faults") / "data") as url:
-        yield url
-
-
-@pytest.fixture
-def own_rows(database: str) -> Iterator[Rows]:
-    rows = Rows(database)
-    yield rows
-    rows.close()
-
-
-@pytest.fixture
-def serve(database: str, tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    servers: list[Server] = []
-
-    def start(**environ: str) -> Server:
-        servers.append(Server(database, tmp_path / f"{len(servers)}.log", **environ))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
-
-
-async def all_ended(rows: Rows) -> None:
-    await eventually(lambda: rows("select count(*) from messages where status = 'streaming'") == [(0,)], 30)
-
-
-def say(capsys: pytest.CaptureFixture[str], **figures: object) -> None:
-    if FULL:
-        with capsys.disabled():
-            print("   ", *(f"{name}={value}" for name, value in figures.items()), flush=True)
 
 
 @pytest.mark.timeout(900)
@@ -68,10 +31,10 @@ async def test_soak_loses_and_repeats_no_token_and_grows_by_nothing(
     serve: Callable[..., Server],
     own_rows: Rows,
     database: str,
-    capsys: pytest.CaptureFixture[str],
+    say: Callable[..., None],
 ) -> None:
     streams, seconds = scale(40, 500), scale(4, 300)
-    server = serve(SIM_DELAY_MS="10-30" if FULL else "2-8")
+    server = serve(SIM_DELAY_MS=scale("2-8", "10-30"))
     tenant = own_rows.tenant()
     async with ledger([server], tenant, SEED) as clients:
 
@@ -86,7 +49,7 @@ async def test_soak_loses_and_repeats_no_token_and_grows_by_nothing(
         after = server.usage()
         assert all(entry.is_done for entry in clients.entries)
         assert clients.compare(own_rows) == {"complete": len(clients.entries)}
-    say(capsys, streams=len(clients.entries), rss=f"{after[0] / before[0]:.3f}x", fds=f"{before[1]}->{after[1]}")
+    say(streams=len(clients.entries), rss=f"{after[0] / before[0]:.3f}x", fds=f"{before[1]}->{after[1]}")
     assert after[0] < before[0] * 1.05
     assert after[1] <= before[1] * 1.05
     assert server.errors() == []
@@ -104,7 +67,7 @@ def cut(how: str, client: socket.socket) -> None:
 
 @pytest.mark.timeout(300)
 async def test_clients_cut_in_every_way_leave_final_statuses_and_exact_prefixes(
-    serve: Callable[..., Server], own_rows: Rows, database: str, capsys: pytest.CaptureFixture[str]
+    serve: Callable[..., Server], own_rows: Rows, database: str, say: Callable[..., None]
 ) -> None:
     count = scale(80, 2000)
     server = serve(RESUME_WINDOW_S="0.5", WRITE_TIMEOUT_S="2")
@@ -163,14 +126,14 @@ async def test_clients_cut_in_every_way_leave_final_statuses_and_exact_prefixes(
         assert content.startswith("".join(tokens))
     for client in open_ones:
         client.close()
-    say(capsys, clients=count, disconnected=sum(status == "disconnected" for _, _, status in pairs))
+    say(clients=count, disconnected=sum(status == "disconnected" for _, _, status in pairs))
     assert server.errors() == []
     assert broken_invariants(database) == {}
 
 
 @pytest.mark.timeout(300)
 async def test_streams_cut_and_resumed_over_two_servers_are_exact(
-    serve: Callable[..., Server], own_rows: Rows, database: str, capsys: pytest.CaptureFixture[str]
+    serve: Callable[..., Server], own_rows: Rows, database: str, say: Callable[..., None]
 ) -> None:
     count = scale(30, 500)
     servers = [serve(), serve()]
@@ -179,7 +142,7 @@ async def test_streams_cut_and_resumed_over_two_servers_are_exact(
         await asyncio.gather(*(clients.until_done(entry, cuts=clients.rng.randint(1, 5)) for entry in entries))
         assert [entry for entry in entries if entry.seen != expected_text(entry.question)] == []
         assert clients.compare(own_rows) == {"complete": count}
-    say(capsys, streams=count)
+    say(streams=count)
     assert [server.errors() for server in servers] == [[], []]
     assert broken_invariants(database) == {}
 
@@ -210,7 +173,7 @@ async def test_sigterm_under_load_saves_all_and_tells_each_client(
 
 @pytest.mark.timeout(300)
 async def test_killed_servers_lose_no_question_and_the_living_close_their_replies(
-    serve: Callable[..., Server], own_rows: Rows, database: str, capsys: pytest.CaptureFixture[str]
+    serve: Callable[..., Server], own_rows: Rows, database: str, say: Callable[..., None]
 ) -> None:
     kills = scale(2, 20)
     servers = [serve(), serve()]
@@ -232,7 +195,7 @@ async def test_killed_servers_lose_no_question_and_the_living_close_their_replie
         await asyncio.gather(*load)
         await all_ended(own_rows)
         counts = clients.compare(own_rows)
-    say(capsys, kills=kills, **counts)
+    say(kills=kills, **counts)
     assert counts["interrupted"] > 0
     assert broken_invariants(database) == {}
 
@@ -267,35 +230,28 @@ async def under_database_faults(
     return clients
 
 
-def postmaster(rows: Rows) -> psutil.Process:
-    [(pid,)] = rows("select pg_backend_pid()")
-    parent = psutil.Process(pid).parent()
-    assert parent is not None
-    return parent
-
-
 @pytest.mark.timeout(300)
 async def test_terminated_connections_are_replaced_and_nothing_acknowledged_is_lost(
-    serve: Callable[..., Server], own_rows: Rows, database: str, capsys: pytest.CaptureFixture[str]
+    serve: Callable[..., Server], own_rows: Rows, database: str, say: Callable[..., None]
 ) -> None:
     async def terminate(clients: Ledger) -> None:
         for _ in range(scale(3, 20)):
             own_rows(
                 "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'llm-app%%'"
             )
-            await asyncio.sleep(1 if FULL else 0.3)
+            await asyncio.sleep(scale(0.3, 1))
 
     clients = await under_database_faults([serve(), serve()], own_rows, terminate)
     await all_ended(own_rows)
     counts = clients.compare(own_rows)
-    say(capsys, **counts)
+    say(**counts)
     assert counts["complete"] > 0
     assert broken_invariants(database) == {}
 
 
 @pytest.mark.timeout(300)
 async def test_frozen_database_is_a_clean_503_and_recovery_needs_no_restart(
-    serve: Callable[..., Server], own_rows: Rows, database: str, capsys: pytest.CaptureFixture[str]
+    serve: Callable[..., Server], own_rows: Rows, database: str, say: Callable[..., None]
 ) -> None:
     async def freeze(clients: Ledger) -> None:
         await asyncio.sleep(0.5)
@@ -311,13 +267,13 @@ async def test_frozen_database_is_a_clean_503_and_recovery_needs_no_restart(
     clients = await under_database_faults([serve(DB_TIMEOUT_S="1")], own_rows, freeze)
     await all_ended(own_rows)
     counts = clients.compare(own_rows)
-    say(capsys, **counts)
+    say(**counts)
     assert broken_invariants(database) == {}
 
 
 @pytest.mark.timeout(120)
 async def test_pool_of_two_serves_many_streams(
-    serve: Callable[..., Server], own_rows: Rows, database: str, capsys: pytest.CaptureFixture[str]
+    serve: Callable[..., Server], own_rows: Rows, database: str, say: Callable[..., None]
 ) -> None:
     count = scale(100, 500)
     server = serve(DB_POOL_SIZE="2")
@@ -327,7 +283,7 @@ async def test_pool_of_two_serves_many_streams(
         assert all(entry.is_done for entry in entries)
         longest = max(entry.first_word_s or 99 for entry in entries)
         assert clients.compare(own_rows) == {"complete": count}
-    say(capsys, streams=count, first_word_max=f"{longest:.2f}s")
+    say(streams=count, first_word_max=f"{longest:.2f}s")
     assert longest < 5
     assert server.errors() == []
     assert broken_invariants(database) == {}
@@ -335,7 +291,7 @@ async def test_pool_of_two_serves_many_streams(
 
 @pytest.mark.timeout(120)
 async def test_slow_clients_do_not_slow_the_others_and_are_closed(
-    serve: Callable[..., Server], own_rows: Rows, capsys: pytest.CaptureFixture[str]
+    serve: Callable[..., Server], own_rows: Rows, say: Callable[..., None]
 ) -> None:
     """As slowhttptest does it: slow headers, slow bodies."""
     count = scale(90, 1000)
@@ -366,7 +322,7 @@ async def test_slow_clients_do_not_slow_the_others_and_are_closed(
         writer.write(requests[i % 2].encode())
         slow.append((reader, writer))
     beside = await longest_gap()
-    say(capsys, connections=count, gap_alone=f"{alone * 1000:.0f}ms", gap_beside=f"{beside * 1000:.0f}ms")
+    say(connections=count, gap_alone=f"{alone * 1000:.0f}ms", gap_beside=f"{beside * 1000:.0f}ms")
 
     async def closed(reader: asyncio.StreamReader) -> None:
         while await reader.read(65536):

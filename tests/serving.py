@@ -1,0 +1,62 @@
+"""Servers for tests: PostgreSQL on a folder of its own, and the application on real sockets."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from support import RawClient
+
+from app.db import migrate
+from app.embedded import postgres
+from app.model import Model
+from app.server import create_app
+from app.settings import Settings
+
+
+class Server(TestServer):
+    """aiohttp's, but run as `app.server.serve` runs it: a client that leaves cancels no handler."""
+
+    async def _make_runner(self, **kwargs: Any) -> web.BaseRunner:
+        return web.AppRunner(self.app, **kwargs | {"handler_cancellation": False, "access_log": None})
+
+
+StartServer = Callable[..., Awaitable[TestServer]]
+
+
+@contextmanager
+def new_postgres(folder: Path) -> Iterator[str]:
+    """Run an embedded PostgreSQL on a new folder, migrated."""
+    with postgres(folder) as url:
+        with closing(psycopg2.connect(url)) as connection:
+            connection.autocommit = True
+            # Nothing here outlives the test run, so nothing need reach the disk.
+            connection.cursor().execute("alter system set fsync = off")
+            connection.cursor().execute("select pg_reload_conf()")
+        migrate(url, timeout_s=10)
+        yield url
+
+
+@asynccontextmanager
+async def serving(postgres_url: str) -> AsyncIterator[StartServer]:
+    """Give a function that starts a server on a free port: `start(model=…, heartbeat_s=…, …)`."""
+    servers: list[TestServer] = []
+
+    async def start(*, model: Model | None = None, **settings: Any) -> TestServer:
+        no_limits = {"user_stream_limit": 0, "user_turns_per_minute": 0}
+        settings = {"database_url": postgres_url, "sim_delay_ms": (0.0, 0.0)} | no_limits | settings
+        server = Server(create_app(Settings(**settings), model=model))
+        await server.start_server(shutdown_timeout=1)
+        servers.append(server)
+        return server
+
+    yield start
+    while RawClient.opened:
+        await RawClient.opened.pop().close()
+    for server in servers:
+        await server.close()
