@@ -10,58 +10,73 @@ import json
 import logging
 import secrets
 from collections.abc import Callable
-from typing import Any, Literal
-from uuid import UUID
+from typing import Any, Literal, NamedTuple
+from uuid import UUID, uuid4
 
 from app.db import Database
 from app.store import Store
 
 log = logging.getLogger(__name__)
 
-Call = Literal["read", "leave", "stop", "said"]
-
 LISTEN_AGAIN_S = 0.5
 
 
-class Bells:
-    """This server's number and its bell, and the bells of the others.
+class Call(NamedTuple):
+    """What one server tells another of a reply.
 
-    read, leave, stop: a client of the caller reads this server's reply, has left it, wants it to stop.
-    said: there is more of the reply that a client here reads.
+    To the server that has the reply: a reader elsewhere wants to `read` it, `stays` with it, has `left` it; a
+    client wants it to `stop`. From that server: it has `said` more, or another reader has `replaced` this one.
     """
+
+    kind: Literal["read", "stays", "left", "stop", "said", "replaced"]
+    reply_id: UUID
+    reader_id: UUID | None
+    # Whom to answer.
+    server_id: int
+
+
+class Follower:
+    """A reader here of a reply that runs at another server."""
+
+    def __init__(self) -> None:
+        self.id = uuid4()
+        self.more = asyncio.Event()
+        self.replaced = False
+
+
+class Bells:
+    """This server's number and its bell, and the bells of the others."""
 
     def __init__(self, database: Database, store: Store) -> None:
         # Replies carry it; that its lock is held tells other servers that this one lives.
         self.server_id = secrets.randbits(62)
         self._database = database
         self._store = store
-        self._waiting: dict[UUID, set[asyncio.Event]] = {}
+        self._followers: dict[UUID, Follower] = {}
         self.listening = asyncio.Event()
 
-    async def ring(self, server_id: int, call: Call, reply_id: UUID) -> None:
+    async def ring(self, server_id: int, kind: str, reply_id: UUID, reader_id: UUID | None = None) -> None:
         """Call another server.
 
         Raises:
             DatabaseAway: as it says.
         """
-        await self._store.server_call(channel=channel(server_id), payload=self.payload(call, reply_id))
+        payload = self.payload(kind, reply_id, reader_id)
+        await self._store.server_call(channel=channel(server_id), payload=payload)
 
-    def payload(self, call: Call, reply_id: UUID) -> str:
-        return json.dumps({"call": call, "reply": str(reply_id), "from": self.server_id})
+    def payload(self, kind: str, reply_id: UUID, reader_id: UUID | None) -> str:
+        return json.dumps([kind, str(reply_id), reader_id and str(reader_id), self.server_id])
 
-    def wait_for(self, reply_id: UUID) -> asyncio.Event:
-        """Return an event that is set when more of a reply is there; to be given back with `forget`."""
-        event = asyncio.Event()
-        self._waiting.setdefault(reply_id, set()).add(event)
-        return event
+    def follow(self) -> Follower:
+        """Return a reader who hears what is said of its reply; to be given back with `forget`."""
+        follower = Follower()
+        self._followers[follower.id] = follower
+        return follower
 
-    def forget(self, reply_id: UUID, event: asyncio.Event) -> None:
-        waiting = self._waiting[reply_id]
-        waiting.discard(event)
-        if not waiting:
-            del self._waiting[reply_id]
+    def forget(self, follower: Follower) -> None:
+        del self._followers[follower.id]
 
-    async def answer(self, take: Callable[[Call, UUID, int], Any]) -> None:
+    async def answer(self, take: Callable[[Call], Any]) -> None:
         """Hear calls and pass them on to `take`. Runs until cancelled."""
         while True:
             try:
@@ -74,14 +89,15 @@ class Bells:
                 log.exception("Bell failed")
             await asyncio.sleep(LISTEN_AGAIN_S)
 
-    def _hear(self, payload: str, take: Callable[[Call, UUID, int], Any]) -> None:
-        said = json.loads(payload)
-        reply_id = UUID(said["reply"])
-        if said["call"] == "said":
-            for event in self._waiting.get(reply_id, ()):
-                event.set()
-        else:
-            take(said["call"], reply_id, said["from"])
+    def _hear(self, payload: str, take: Callable[[Call], Any]) -> None:
+        kind, reply_id, reader_id, server_id = json.loads(payload)
+        call = Call(kind, UUID(reply_id), reader_id and UUID(reader_id), server_id)
+        if kind not in ("said", "replaced"):
+            take(call)
+        elif call.reader_id in self._followers:
+            follower = self._followers[call.reader_id]
+            follower.replaced = kind == "replaced"
+            follower.more.set()
 
 
 def channel(server_id: int) -> str:

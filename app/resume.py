@@ -7,14 +7,14 @@ import hashlib
 import logging
 import re
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from typing import NoReturn
 from uuid import UUID
 
 from aiohttp import web
 
-from app.bells import Bells
+from app.bells import Bells, Follower
 from app.db import DatabaseAway
 from app.errors import ApiError
 from app.identity import CALLER, parse_uuid
@@ -111,7 +111,7 @@ async def read_along(request: web.Request, turn: Turn, reader: Reader) -> web.St
         return reader.stream
     if over == "replaced":
         request[OUTCOME] = over
-        last = error_event("Replaced", "Another reader has taken over this reply.")
+        last = replaced_event()
     else:
         request[OUTCOME] = over.status
         last = last_event(reader, turn.chat_id, turn.reply_id, turn.text, *over)
@@ -152,8 +152,9 @@ async def follow(
 ) -> web.StreamResponse:
     """Write the rest of a reply that has ended, or runs at another server."""
     reader: Reader | None = None
-    followers = request.app[TURNS].followers
-    async with aclosing(states(request, row, reply_id)) as stored:
+    bells, followers = request.app[BELLS], request.app[TURNS].followers
+    follower = bells.follow()
+    async with aclosing(states(request, row, reply_id, follower)) as stored:
         try:
             async for row in stored:
                 if reader is None:
@@ -172,9 +173,14 @@ async def follow(
             request[OUTCOME] = "disconnected"
             log.warning("Client disconnected during stream")
             if row.status == "streaming":
-                await request.app[BELLS].ring(row.server_id, "leave", reply_id)
+                with suppress(DatabaseAway):
+                    await bells.ring(row.server_id, "left", reply_id, follower.id)
             assert reader is not None
             return reader.stream
+        except Replaced:
+            reader = reader or await connect(request, row.chat_id, reply_id, numbered=numbered)
+            request[OUTCOME] = "replaced"
+            last = replaced_event()
         except DatabaseAway:
             if reader is None:
                 raise
@@ -187,6 +193,7 @@ async def follow(
                 request[OUTCOME] = row.status
                 last = last_event(reader, row.chat_id, reply_id, row.content, row.status, stored=True)
         finally:
+            bells.forget(follower)
             if reader is not None:
                 followers.discard(reader)
     try:
@@ -196,38 +203,46 @@ async def follow(
     return reader.stream
 
 
-async def states(request: web.Request, row: FoundReply, reply_id: UUID) -> AsyncGenerator[FoundReply, None]:
-    """Yield a reply as it grows at another server, and as it is in the end."""
+class Replaced(Exception):
+    """Another reader has taken over the reply."""
+
+
+async def states(
+    request: web.Request, row: FoundReply, reply_id: UUID, follower: Follower
+) -> AsyncGenerator[FoundReply, None]:
+    """Yield a reply as it grows at another server, and as it is in the end.
+
+    Raises:
+        Replaced: as it says.
+    """
     bells, store = request.app[BELLS], request.app[STORE]
     org_id, user_id = request[CALLER]
     now_s = asyncio.get_running_loop().time
     called_at_s = began_s = now_s()
-    more = bells.wait_for(reply_id)
     answered = False
-    try:
-        if is_open(row):
-            await bells.ring(row.server_id, "read", reply_id)
-        while is_open(row) and not request.app[TURNS].stopping:
-            try:
-                await asyncio.wait_for(more.wait(), LOOK_AGAIN_S)
-            except TimeoutError:
-                pass
-            else:
-                answered = True
-            more.clear()
-            found = await store.reply_find(org_id=org_id, user_id=user_id, reply_id=reply_id)
-            row = found or row
-            if row.status == "disconnected" and not answered and now_s() - began_s > ANSWER_S:
-                # Its server is no more.
-                break
-            if answered and is_open(row):
-                yield row
-            if now_s() - called_at_s > CALL_AGAIN_S:
-                called_at_s = now_s()
-                await bells.ring(row.server_id, "read", reply_id)
-        yield row
-    finally:
-        bells.forget(reply_id, more)
+    if is_open(row):
+        await bells.ring(row.server_id, "read", reply_id, follower.id)
+    while is_open(row) and not request.app[TURNS].stopping:
+        try:
+            await asyncio.wait_for(follower.more.wait(), LOOK_AGAIN_S)
+        except TimeoutError:
+            pass
+        else:
+            answered = True
+        if follower.replaced:
+            raise Replaced
+        follower.more.clear()
+        found = await store.reply_find(org_id=org_id, user_id=user_id, reply_id=reply_id)
+        row = found or row
+        if row.status == "disconnected" and not answered and now_s() - began_s > ANSWER_S:
+            # Its server is no more.
+            break
+        if answered and is_open(row):
+            yield row
+        if now_s() - called_at_s > CALL_AGAIN_S:
+            called_at_s = now_s()
+            await bells.ring(row.server_id, "stays" if answered else "read", reply_id, follower.id)
+    yield row
 
 
 async def wait_for_reply(request: web.Request, reply_id: UUID) -> dict[str, str]:
@@ -285,6 +300,10 @@ def last_event(
 
 def error_event(error: str, message: str, event_id: str | None = None) -> bytes:
     return encode_event({"error": error, "message": message}, event_id)
+
+
+def replaced_event() -> bytes:
+    return error_event("Replaced", "Another reader has taken over this reply.")
 
 
 def log_disconnect(turn: Turn) -> None:

@@ -78,8 +78,9 @@ class Reader:
 class RemoteReader:
     """A client of another server who reads a reply of this one."""
 
-    def __init__(self, server_id: int) -> None:
+    def __init__(self, server_id: int, reader_id: UUID | None) -> None:
         self.server_id = server_id
+        self.id = reader_id
         self.called_at_s = asyncio.get_running_loop().time()
         self.more = asyncio.Event()
         self.more.set()
@@ -320,9 +321,11 @@ class Turns:
                 # Nothing can be said to a client who is behind; and the turn must not wait for it.
                 reader.stream.abort()
         if turn.remote is not None:
-            if turn.remote.task is not None:
-                turn.remote.task.cancel()
-            turn.remote = None
+            remote, turn.remote = turn.remote, None
+            if remote.task is not None:
+                remote.task.cancel()
+            if how == "replaced":
+                self._keep(asyncio.create_task(self._ring(remote.server_id, how, turn, remote.id)))
 
     async def resume(self, turn: Turn) -> bool:
         """Let a turn that may be paused run again, as soon as a reader is attached; return whether it does.
@@ -354,29 +357,39 @@ class Turns:
         loop = asyncio.get_running_loop()
         turn.window = loop.call_later(self._resume_window_s, turn.interrupt, "disconnected")
 
-    def take_call(self, call: Call, reply_id: UUID, server_id: int) -> None:
+    def take_call(self, call: Call) -> None:
         """Do what another server asks for a client of its own; that the reply is that client's, it has checked."""
-        turn = self.find(reply_id)
+        turn = self.find(call.reply_id)
         if turn is None:
             return
-        if call == "stop":
+        remote = turn.remote
+        is_current = remote is not None and remote.id == call.reader_id
+        if call.kind == "stop":
             turn.interrupt("stopped")
-        elif call == "leave":
-            if turn.remote is not None and turn.remote.server_id == server_id:
+        elif call.kind == "left":
+            if is_current:
                 self.lose(turn, None)
-        elif turn.remote is not None and turn.remote.server_id == server_id:
-            turn.remote.called_at_s = asyncio.get_running_loop().time()
+        elif remote is not None and is_current:
+            remote.called_at_s = asyncio.get_running_loop().time()
+        elif call.kind == "read" or turn.paused:
+            self._keep(asyncio.create_task(self._attach_remote(turn, call)))
         else:
-            self._keep(asyncio.create_task(self._attach_remote(turn, server_id)))
+            self._keep(asyncio.create_task(self._ring(call.server_id, "replaced", turn, call.reader_id)))
 
-    async def _attach_remote(self, turn: Turn, server_id: int) -> None:
+    async def _attach_remote(self, turn: Turn, call: Call) -> None:
         with suppress(DatabaseAway):
             if await self.resume(turn):
                 self._release(turn, "replaced")
-                turn.remote = remote = RemoteReader(server_id)
+                turn.remote = remote = RemoteReader(call.server_id, call.reader_id)
                 remote.task = asyncio.create_task(self._share(turn, remote))
                 self._keep(remote.task)
                 turn.go_on()
+
+    async def _ring(
+        self, server_id: int, kind: Literal["said", "replaced"], turn: Turn, reader_id: UUID | None
+    ) -> None:
+        with suppress(DatabaseAway):
+            await self._bells.ring(server_id, kind, turn.reply_id, reader_id)
 
     async def _share(self, turn: Turn, remote: RemoteReader) -> None:
         """Save what the reply has where a reader at another server sees it. Runs until cancelled."""
@@ -390,7 +403,7 @@ class Turns:
                     server_id=self.server_id,
                     content=turn.text,
                     channel=channel(remote.server_id),
-                    payload=self._bells.payload("said", turn.reply_id),
+                    payload=self._bells.payload("said", turn.reply_id, remote.id),
                 )
             await asyncio.sleep(SHARE_S)
 
@@ -399,8 +412,7 @@ class Turns:
         if turn.remote is not None:
             remote = turn.remote
             self._release(turn, "left")
-            with suppress(DatabaseAway):
-                await self._bells.ring(remote.server_id, "said", turn.reply_id)
+            await self._ring(remote.server_id, "said", turn, remote.id)
 
     def close(self, turn: Turn, status: FinalStatus) -> asyncio.Future[bool]:
         """Start to save the reply with its final status; the future tells whether it is stored at first try.

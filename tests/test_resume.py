@@ -176,6 +176,29 @@ async def test_second_reader_takes_over_and_the_first_is_told(house: House, rows
     assert stored(rows, reply_id) == ("complete", TEXT)
 
 
+@pytest.mark.parametrize("second_at", ["its home", "the first reader's server", "a third server"])
+async def test_second_reader_takes_over_from_one_at_another_server_for_good(
+    start_server: StartServer, rows: Rows, tenant: Tenant, monkeypatch: pytest.MonkeyPatch, second_at: str
+) -> None:
+    monkeypatch.setattr("app.resume.CALL_AGAIN_S", 0.05)
+    house = await open_house(start_server, True, Gated(pieces=PIECES))
+    third = await start_server()
+    await third.app[BELLS].listening.wait()
+    asker, reply_id = await ask(house.home, tenant)
+    await read_pieces(asker, house.model, 1)
+    first = await come_back(house.door, tenant, reply_id, 0)
+    await first.read_head()
+    await first.read_chunk()
+    servers = {"its home": house.home, "the first reader's server": house.door, "a third server": third}
+    second = await come_back(servers[second_at], tenant, reply_id, 0)
+    last = events(b"".join(await first.read_chunks()))
+    assert [event.get("error") for event in last if "token" not in event] == ["Replaced"]
+    house.model.go(len(PIECES))
+    _, read = await read_rest(second)
+    assert (spoken(read), read[-1]["done"]) == (TEXT, True)
+    assert stored(rows, reply_id) == ("complete", TEXT)
+
+
 async def test_reader_who_leaves_again_pauses_it_again(house: House, rows: Rows, tenant: Tenant) -> None:
     client, reply_id = await ask(house.home, tenant)
     seen = await read_pieces(client, house.model, 1)
