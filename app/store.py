@@ -166,6 +166,9 @@ class Store:
     async def ticket_sweep(self, *, age_s: float) -> None:
         await self._run("ticket_sweep", {"age_s": age_s}, repeatable=True)
 
+    async def turn_key_sweep(self, *, age_s: float) -> None:
+        await self._run("turn_key_sweep", {"age_s": age_s}, repeatable=True)
+
     async def server_call(self, *, channel: str, payload: str) -> None:
         await self._run("server_call", {"channel": channel, "payload": payload}, repeatable=True)
 

@@ -46,6 +46,9 @@ MINUTE_S = 60.0
 # A used ticket lets its reader come back.
 TICKET_AGE_S = 3600.0
 
+# For how long the same Idempotency-Key is the same turn.
+KEY_AGE_S = 24 * 3600.0
+
 # A server whose client reads a reply here calls again within CALL_AGAIN_S; one that has not is taken for gone.
 CALL_AGAIN_S = 1.0
 CALL_TIMEOUT_S = 5.0
@@ -477,6 +480,7 @@ class Turns:
             try:
                 await self.guard()
                 await self._store.ticket_sweep(age_s=TICKET_AGE_S)
+                await self._store.turn_key_sweep(age_s=KEY_AGE_S)
             except ApiError:
                 # Logged where it happened; the next round tries again.
                 continue

@@ -459,6 +459,20 @@ async def test_100_with_one_key_at_once_give_one_turn(
     assert rows("select count(*) from messages where org_id = %s", tenant.org_id) == [(2,)]
 
 
+async def test_key_is_forgotten_after_a_day_and_its_turn_is_not(
+    start_server: StartServer, rows: Rows, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.turns.SWEEP_S", 0.02)
+    server = await start_server(model=says(*PIECES))
+    for key in ("old", "new"):
+        client, _ = await ask(server, tenant, headers=f"Idempotency-Key: {key}\r\n")
+        await client.read_chunks()
+    rows("update turn_keys set created_at = now() - interval '24 hours 1 second' where key = 'old'")
+    left = "select key from turn_keys where org_id = %s"
+    await eventually(lambda: rows(left, tenant.org_id) == [("new",)])
+    assert rows("select count(*) from messages where org_id = %s", tenant.org_id) == [(4,)]
+
+
 @pytest.mark.parametrize("key", ["", "a b", "é", "x" * 256])
 async def test_bad_key_is_400(house: House, tenant: Tenant, key: str) -> None:
     client = await RawClient.connect(house.home)
