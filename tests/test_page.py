@@ -573,6 +573,47 @@ async def test_connection_that_breaks_is_made_again_and_no_text_is_shown_twice(
         assert await shown(replies(page)) == "one two three four"
 
 
+async def test_page_that_cannot_get_back_in_time_keeps_what_it_has_and_says_so(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    model = Gated(pieces=["one ", "two ", "three ", "four"])
+    server = await start_server(model=model)
+    async with proxy_to(server, buffer_bytes=1) as (proxy, connections):
+        page = await open_page(server, settings={"server": proxy}, url=f"{proxy}/", ignore=FAILED_REQUEST)
+        await say(page, "Hi")
+        model.go(2)
+        await expect(replies(page).locator(".text")).to_have_text("one two ")
+        await page.clock.install()
+        await page.route("**/chat/stream/*", lambda route: route.abort())
+        for connection in list(connections):
+            connection.transport.abort()
+        for _ in range(7):
+            await expect(replies(page).last).to_have_attribute("data-status", "resuming")
+            await page.clock.run_for(5_000)
+        notice = page.locator("#notice").get_by_role("alert")
+        await expect(notice).to_contain_text("The connection broke")
+        await expect(replies(page).locator(".text")).to_have_text("one two ")
+        await expect(replies(page).locator(".status")).to_have_text("Failed before the end")
+        await expect(notice.get_by_role("button", name="Retry")).to_be_visible()
+
+
+async def test_second_window_on_a_chat_leaves_the_reply_to_the_first_and_shows_it_in_the_end(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    model = Gated(pieces=["one ", "two ", "three ", "four"])
+    server = await start_server(model=model)
+    first = await open_page(server)
+    await say(first, "Hi")
+    model.go(2)
+    await expect(replies(first).locator(".text")).to_have_text("one two ")
+    second = await open_page(server, url=first.url)
+    await expect(replies(second).locator(".status")).to_have_text("Still being written…")
+    model.go(2)
+    await is_complete(replies(first).last)
+    await expect(replies(second).last).to_have_attribute("data-status", "complete")
+    assert await shown(replies(second)) == "one two three four"
+
+
 async def test_chat_that_is_not_there_is_told_and_the_next_message_starts_a_new_one(
     start_server: StartServer, open_page: OpenPage
 ) -> None:
