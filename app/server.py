@@ -17,6 +17,7 @@ from app.errors import StartError
 from app.identity import IDENTIFY, from_headers, identified, identified_by_query
 from app.middleware import observe, preflight, refuse_when_stopping, sign
 from app.model import Model, Simulated
+from app.saves import Saves
 from app.settings import SETTINGS, Settings
 from app.store import STORE, Store
 from app.tokens import Tokens
@@ -77,8 +78,10 @@ async def keep_turns(app: web.Application) -> AsyncIterator[None]:
     app[DATABASE] = database
     app[STORE] = store = Store(database)
     app[resume.BELLS] = bells = Bells(database, store)
+    saves = Saves(store, bells.server_id)
     app[TURNS] = turns = Turns(
         store,
+        saves,
         bells,
         limit=settings.stream_limit,
         user_limit=settings.user_stream_limit,
@@ -102,7 +105,7 @@ async def keep_turns(app: web.Application) -> AsyncIterator[None]:
     for task in background:
         task.cancel()
     await asyncio.wait(background)
-    await turns.finish(settings.db_timeout_s)
+    await saves.finish(settings.db_timeout_s)
     await database.close()
 
 

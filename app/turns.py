@@ -1,4 +1,4 @@
-"""The turns that run in this process: watched while they do, paused and resumed, saved whatever happens."""
+"""The turns that run in this process: watched while they do, paused and resumed."""
 
 from __future__ import annotations
 
@@ -18,16 +18,11 @@ from app.bells import Bells, Call, channel
 from app.db import Conflict, DatabaseAway
 from app.errors import ApiError
 from app.identity import Caller
+from app.saves import Saves
 from app.sse import ClientGone, EventStream, encode_chunk, encode_numbered_tokens, encode_tokens
 from app.store import FinalStatus, Store
 
 log = logging.getLogger(__name__)
-
-FIRST_RETRY_S = 0.5
-LAST_RETRY_S = 8.0
-
-# How long an open whose answer was not waited for may still be carried out: a frozen PostgreSQL keeps it.
-LATE_OPEN_S = 60.0
 
 # How often a server looks for replies that dead ones left open.
 SWEEP_S = 3.0
@@ -120,8 +115,6 @@ class Turn:
         self._cut_off_s = 0.0
         # While paused: its save, and when nobody may come back any more.
         self.saved: asyncio.Future[bool] | None = None
-        # A save is not tried again once there is a later one.
-        self.saves = 0
         self.window: asyncio.TimerHandle | None = None
         self.resuming = asyncio.Lock()
 
@@ -186,11 +179,12 @@ class Turn:
 
 
 class Turns:
-    """The running turns, and the saves of those that ended."""
+    """The running turns."""
 
     def __init__(
         self,
         store: Store,
+        saves: Saves,
         bells: Bells,
         *,
         limit: int,
@@ -201,6 +195,7 @@ class Turns:
         resume_window_s: float,
     ) -> None:
         self._store = store
+        self._saves = saves
         self._bells = bells
         self._limit = limit
         self._user_limit = user_limit
@@ -220,8 +215,6 @@ class Turns:
         self._none_running = asyncio.Event()
         self._none_running.set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._saves: set[asyncio.Task[None]] = set()
-        self._last_call = asyncio.Event()
 
     @property
     def running(self) -> int:
@@ -313,7 +306,9 @@ class Turns:
             turn.interrupt("disconnected")
             return
         turn.paused = True
-        turn.saved = self._start_save(turn, "disconnected", opened=True, resume_window_s=self._resume_window_s)
+        turn.saved = self._saves.start(
+            turn.caller.org_id, turn.reply_id, turn.text, "disconnected", resume_window_s=self._resume_window_s
+        )
         self._open_window(turn)
 
     def _release(self, turn: Turn, how: Literal["left", "replaced"]) -> None:
@@ -339,7 +334,7 @@ class Turns:
         async with turn.resuming:
             if turn.saved is not None and turn.interrupted_by is None:
                 # From here on the save of the pause is not tried again, and the window is a new one.
-                turn.saves += 1
+                self._saves.forget(turn.reply_id)
                 self._open_window(turn)
                 await turn.saved
                 try:
@@ -418,16 +413,12 @@ class Turns:
             await self._ring(remote.server_id, "said", turn, remote.id)
 
     def close(self, turn: Turn, status: FinalStatus) -> asyncio.Future[bool]:
-        """Start to save the reply with its final status; the future tells whether it is stored at first try.
-
-        Where it is not, because the database is away, it is tried again until it is. The save goes on
-        whether or not somebody waits.
-        """
-        return self._start_save(turn, status, opened=True)
+        """Start to save the reply with its final status; the future tells whether it is stored at first try."""
+        return self._saves.start(turn.caller.org_id, turn.reply_id, turn.text, status)
 
     def disown(self, turn: Turn) -> None:
         """Close as failed, in the background, a reply of which nobody knows whether it was opened, or will be."""
-        self._start_save(turn, "failed", opened=False)
+        self._saves.start(turn.caller.org_id, turn.reply_id, turn.text, "failed", opened=False)
 
     async def watch(self) -> None:
         """Ping silent streams, and see which clients are gone. Runs until cancelled."""
@@ -508,70 +499,9 @@ class Turns:
             # Its model does not let go.
             turn.finish(Ended("interrupted", await self.close(turn, "interrupted")))
 
-    async def finish(self, timeout_s: float) -> None:
-        """Wait for the saves under way; those that wait for the database are tried once more."""
-        self._last_call.set()
-        if self._saves:
-            await asyncio.wait(self._saves, timeout=timeout_s)
-
     def _keep(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    def _start_save(
-        self, turn: Turn, status: FinalStatus, *, opened: bool, resume_window_s: float | None = None
-    ) -> asyncio.Future[bool]:
-        tried: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        save = asyncio.create_task(self._save(turn, status, opened, resume_window_s, tried))
-        self._saves.add(save)
-        save.add_done_callback(self._saves.discard)
-        return tried
-
-    async def _save(
-        self,
-        turn: Turn,
-        status: FinalStatus,
-        opened: bool,
-        resume_window_s: float | None,
-        tried: asyncio.Future[bool],
-    ) -> None:
-        """Save until it is saved, a later save takes its place, or the server has no more time.
-
-        The first try's outcome goes to `tried`.
-        """
-        now_s = asyncio.get_running_loop().time
-        give_up_at_s = now_s() + (0 if opened else LATE_OPEN_S)
-        delay_s = FIRST_RETRY_S
-        turn.saves = number = turn.saves + 1
-        text = turn.text
-        while True:
-            last_call = self._last_call.is_set()
-            stored = settled = False
-            try:
-                stored = await self._store.turn_close(
-                    org_id=turn.caller.org_id,
-                    reply_id=turn.reply_id,
-                    server_id=self.server_id,
-                    content=text,
-                    status=status,
-                    resume_window_s=resume_window_s,
-                )
-                settled = stored or now_s() >= give_up_at_s
-            except DatabaseAway:
-                pass
-            except Exception:
-                # Not an outage, so the next try would fail as this one did.
-                log.exception("Reply not saved", extra={"messageId": str(turn.reply_id)})
-                settled = True
-            if not tried.done():
-                tried.set_result(stored)
-            if settled or last_call or turn.saves != number:
-                break
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._last_call.wait(), delay_s)
-            if turn.saves != number:
-                break
-            delay_s = min(2 * delay_s, LAST_RETRY_S)
 
 
 def encode_rest(text: str, reply_id: UUID, offset: int, numbered: bool) -> bytes:

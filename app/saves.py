@@ -1,0 +1,107 @@
+"""The saves of replies that have ended, or are paused: none is lost while the database is away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from uuid import UUID
+
+from app.db import DatabaseAway
+from app.store import FinalStatus, Store
+
+log = logging.getLogger(__name__)
+
+FIRST_RETRY_S = 0.5
+LAST_RETRY_S = 8.0
+
+# How long an open whose answer was not waited for may still be carried out: a frozen PostgreSQL keeps it.
+LATE_OPEN_S = 60.0
+
+
+class Saves:
+    """Each goes on whether or not somebody waits, and is tried again until it is stored."""
+
+    def __init__(self, store: Store, server_id: int) -> None:
+        self._store = store
+        self._server_id = server_id
+        self._running: set[asyncio.Task[None]] = set()
+        self._latest: dict[UUID, asyncio.Task[None]] = {}
+        self._last_call = asyncio.Event()
+
+    def start(
+        self,
+        org_id: UUID,
+        reply_id: UUID,
+        text: str,
+        status: FinalStatus,
+        *,
+        resume_window_s: float | None = None,
+        opened: bool = True,
+    ) -> asyncio.Future[bool]:
+        """Start a save, which takes the place of an earlier one; the future tells whether its first try succeeded.
+
+        Where nobody knows whether the reply was `opened`, it is looked for until that must have been decided.
+        """
+        tried: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        save = asyncio.create_task(self._save(org_id, reply_id, text, status, resume_window_s, opened, tried))
+        self._latest[reply_id] = save
+        self._running.add(save)
+        save.add_done_callback(self._running.discard)
+        return tried
+
+    def forget(self, reply_id: UUID) -> None:
+        """Try the save under way not again: its reply goes on."""
+        self._latest.pop(reply_id, None)
+
+    async def finish(self, timeout_s: float) -> None:
+        """Wait for the saves under way; those that wait for the database are tried once more."""
+        self._last_call.set()
+        if self._running:
+            await asyncio.wait(self._running, timeout=timeout_s)
+
+    async def _save(
+        self,
+        org_id: UUID,
+        reply_id: UUID,
+        text: str,
+        status: FinalStatus,
+        resume_window_s: float | None,
+        opened: bool,
+        tried: asyncio.Future[bool],
+    ) -> None:
+        this = asyncio.current_task()
+        now_s = asyncio.get_running_loop().time
+        give_up_at_s = now_s() + (0 if opened else LATE_OPEN_S)
+        delay_s = FIRST_RETRY_S
+        while True:
+            last_call = self._last_call.is_set()
+            stored = settled = False
+            try:
+                stored = await self._store.turn_close(
+                    org_id=org_id,
+                    reply_id=reply_id,
+                    server_id=self._server_id,
+                    content=text,
+                    status=status,
+                    resume_window_s=resume_window_s,
+                )
+                settled = stored or now_s() >= give_up_at_s
+            except DatabaseAway:
+                pass
+            except Exception:
+                # Not an outage, so the next try would fail as this one did.
+                log.exception("Reply not saved", extra={"messageId": str(reply_id)})
+                settled = True
+            if not tried.done():
+                tried.set_result(stored)
+            if settled or last_call:
+                break
+            if self._latest.get(reply_id) is this:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._last_call.wait(), delay_s)
+                delay_s = min(2 * delay_s, LAST_RETRY_S)
+            if self._latest.get(reply_id) is not this:
+                return
+        if self._latest.get(reply_id) is this:
+            del self._latest[reply_id]
