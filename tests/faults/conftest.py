@@ -7,15 +7,20 @@ from pathlib import Path
 
 import pytest
 from ledger import FULL, Server
-from serving import new_postgres
+from serving import OwnPostgres, new_postgres
 from support import Rows
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A PostgreSQL of its own, to be killed."""
-    with new_postgres(tmp_path_factory.mktemp("faults") / "data") as url:
-        yield url
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnPostgres]:
+    folder = tmp_path_factory.mktemp("faults") / "data"
+    with new_postgres(folder) as url:
+        yield OwnPostgres(folder, url)
+
+
+@pytest.fixture
+def database(postgres: OwnPostgres) -> str:
+    return postgres.url
 
 
 @pytest.fixture

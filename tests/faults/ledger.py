@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -210,6 +210,11 @@ class Ledger:
             await asyncio.sleep(0.05 if entry.status == 200 else 0.3)
         raise AssertionError(f"no end in {patience_s:g} s: {entry}")
 
+    async def until_one(self, check: Callable[[Entry], bool]) -> None:
+        """Wait until one of those that are asked from now on is so."""
+        begin = len(self.entries)
+        await eventually(lambda: any(check(entry) for entry in self.entries[begin:]))
+
     def compare(self, rows: Rows) -> dict[str, int]:
         """Compare all that was acknowledged with what is stored; return how many replies have each status."""
         stored = {
@@ -256,10 +261,3 @@ def broken_invariants(url: str) -> dict[str, int]:
 
 async def all_ended(rows: Rows) -> None:
     await eventually(lambda: rows("select count(*) from messages where status = 'streaming'") == [(0,)], 30)
-
-
-def postmaster(rows: Rows) -> psutil.Process:
-    [(pid,)] = rows("select pg_backend_pid()")
-    parent = psutil.Process(pid).parent()
-    assert parent is not None
-    return parent
