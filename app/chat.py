@@ -105,7 +105,7 @@ async def stream_reply(
     turn = Turn(request[CALLER], reply_id)
     opened = await open_turn(request, turn, question, read_key(request), stream=True)
     if isinstance(opened, uuid.UUID):
-        return await read_reply(request, opened, 0, numbered=numbered)
+        return await read_reply(request, opened, 0, numbered=numbered, asked=True)
     if turn.interrupted_by == "interrupted":
         request.app[TURNS].start(turn, conduct(request.app, turn, opened))
         raise stopping()

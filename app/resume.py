@@ -122,8 +122,12 @@ async def read_along(request: web.Request, turn: Turn, reader: Reader) -> web.St
     return reader.stream
 
 
-async def read_reply(request: web.Request, reply_id: UUID, offset: int, *, numbered: bool) -> web.StreamResponse:
+async def read_reply(
+    request: web.Request, reply_id: UUID, offset: int, *, numbered: bool, asked: bool = False
+) -> web.StreamResponse:
     """Write the rest of a reply as events, wherever it runs or ran.
+
+    Where there is no more and never will be, the answer is 204; but not to a client who has `asked`.
 
     Raises:
         ApiError: 404, the caller has no such reply; 409, it has no such offset; 503, the database is away.
@@ -142,7 +146,8 @@ async def read_reply(request: web.Request, reply_id: UUID, offset: int, *, numbe
     row = await request.app[STORE].reply_find(org_id=org_id, user_id=user_id, reply_id=reply_id)
     if row is None:
         refuse_reply()
-    if row.status not in ("streaming", "complete") and not row.resumable and offset == len(row.content):
+    ended = row.status not in ("streaming", "complete") and not row.resumable
+    if ended and offset == len(row.content) and not asked:
         return web.Response(status=204)
     return await follow(request, row, reply_id, offset, numbered=numbered)
 

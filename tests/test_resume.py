@@ -424,6 +424,15 @@ async def test_same_key_and_question_attaches_to_the_same_turn_from_its_start(
     assert rows("select count(*) from messages where org_id = %s", tenant.org_id) == [(2,)]
 
 
+async def test_same_key_of_a_reply_that_ended_without_a_word_is_told_how_it_ended(
+    start_server: StartServer, tenant: Tenant
+) -> None:
+    server = await start_server(model=says(RuntimeError("no")))
+    for _ in range(2):
+        client, _ = await ask(server, tenant, headers="Idempotency-Key: one\r\n")
+        assert [event.get("error") for event in events(b"".join(await client.read_chunks()))] == ["Stream failed"]
+
+
 async def test_same_key_with_another_question_is_409(house: House, tenant: Tenant) -> None:
     key = "Idempotency-Key: one\r\n"
     await ask(house.home, tenant, key)
