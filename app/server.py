@@ -31,6 +31,8 @@ SHUTDOWN_TIMEOUT_S = 1.0
 # Objects between two collections, in place of 700: the short-lived ones of a token are in no cycles.
 GC_THRESHOLD = 10_000
 
+CANCEL_AGAIN_S = 0.5
+
 # Connections that wait to be accepted; Linux takes at most net.core.somaxconn.
 BACKLOG = 4096
 
@@ -96,15 +98,17 @@ async def keep_turns(app: web.Application) -> AsyncIterator[None]:
     await store.database_ping()
     if settings.seed_demo:
         await store.demo_seed()
-    background = [
+    background = {
         asyncio.create_task(turns.watch()),
         asyncio.create_task(turns.keep_guard()),
         asyncio.create_task(bells.answer(turns.take_call)),
-    ]
+    }
     yield
-    for task in background:
-        task.cancel()
-    await asyncio.wait(background)
+    while background:
+        for task in background:
+            task.cancel()
+        # Again: wait_for of Python 3.11, on which aiopg builds, forgets a cancellation that comes with its result.
+        _, background = await asyncio.wait(background, timeout=CANCEL_AGAIN_S)
     await saves.finish(settings.db_timeout_s)
     await database.close()
 

@@ -128,8 +128,8 @@ class Store:
         params = {"org_id": org_id, "user_id": user_id, "reply_id": reply_id}
         return next(iter(await self._run("reply_stop", params, repeatable=True)), None)
 
-    async def turn_interrupt(self) -> int:
-        return len(await self._run("turn_interrupt", repeatable=True))
+    async def turn_interrupt(self, *, given_up: Sequence[int]) -> Sequence[Any]:
+        return await self._run("turn_interrupt", {"given_up": list(given_up)}, repeatable=True)
 
     async def chat_list(
         self, *, org_id: UUID, user_id: UUID, before: UUID | None, page_size: int

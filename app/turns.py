@@ -24,8 +24,9 @@ from app.store import FinalStatus, Store
 
 log = logging.getLogger(__name__)
 
-# How often a server looks for replies that dead ones left open.
-SWEEP_S = 3.0
+# How often a server shows that it lives, and looks for others that do not: those found missing so often in a row.
+GUARD_S = 1.0
+GIVE_UP_AFTER = 3
 
 # For a model to stop its work when its turn is interrupted.
 MODEL_CLOSE_TIMEOUT_S = 2.0
@@ -212,6 +213,8 @@ class Turns:
         self._running_of: Counter[Caller] = Counter()
         # Readers of replies that do not run here.
         self.followers: set[Reader] = set()
+        # Servers whose lock nobody holds, and how often in a row that was so.
+        self._missing: dict[int, int] = {}
         self._none_running = asyncio.Event()
         self._none_running.set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -390,8 +393,8 @@ class Turns:
             await self._bells.ring(server_id, kind, turn.reply_id, reader_id)
 
     async def _share(self, turn: Turn, remote: RemoteReader) -> None:
-        """Save what the reply has where a reader at another server sees it. Runs until cancelled."""
-        while True:
+        """Save what the reply has where a reader at another server sees it, for as long as it is there."""
+        while turn.remote is remote:
             await remote.more.wait()
             remote.more.clear()
             with suppress(DatabaseAway):
@@ -460,13 +463,16 @@ class Turns:
             DatabaseAway: as it says.
         """
         await self._store.server_lock(server_id=self.server_id)
-        if interrupted := await self._store.turn_interrupt():
-            log.warning("Closed replies that a dead server left open", extra={"replies": interrupted})
+        given_up = [server_id for server_id, times in self._missing.items() if times >= GIVE_UP_AFTER]
+        rows = await self._store.turn_interrupt(given_up=given_up)
+        self._missing = {row.server_id: self._missing.get(row.server_id, 0) + 1 for row in rows}
+        if closed := sum(row.closed for row in rows):
+            log.warning("Closed replies that a dead server left open", extra={"replies": closed})
 
     async def keep_guard(self) -> None:
         """Guard again and again. Runs until cancelled."""
         while True:
-            await asyncio.sleep(SWEEP_S)
+            await asyncio.sleep(GUARD_S)
             self._forget_users()
             try:
                 await self.guard()

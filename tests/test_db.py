@@ -21,7 +21,7 @@ from support import Gated, Rows, Tenant, events, eventually, logged, says
 from app import db, embedded
 from app.db import DATABASE
 from app.store import STORE, Store
-from app.turns import TURNS
+from app.turns import GIVE_UP_AFTER, TURNS
 
 
 @pytest.fixture(scope="module")
@@ -287,9 +287,10 @@ async def test_concurrent_turns_of_one_chat_keep_each_reply_behind_its_question(
     ) == [(list(range(1, 61)), ["user", "assistant"] * 30)]
 
 
-async def test_open_replies_of_a_dead_server_are_interrupted_at_the_start(
-    start_server: StartServer, rows: Rows, tenant: Tenant
+async def test_open_replies_of_a_dead_server_are_interrupted_soon_after_the_start(
+    start_server: StartServer, rows: Rows, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("app.turns.GUARD_S", 0.02)
     rows(
         "with c as (insert into chats (org_id, id, user_id, title, message_count)"
         " values (%s, gen_random_uuid(), %s, 'Hi', 2) returning org_id, id)"
@@ -300,7 +301,8 @@ async def test_open_replies_of_a_dead_server_are_interrupted_at_the_start(
         tenant.user_id,
     )
     await start_server()
-    assert rows.messages(tenant.org_id) == [("user", "Hi", "complete"), ("assistant", "", "interrupted")]
+    interrupted = [("user", "Hi", "complete"), ("assistant", "", "interrupted")]
+    await eventually(lambda: rows.messages(tenant.org_id) == interrupted)
 
 
 async def test_closed_reply_is_not_closed_otherwise_again_but_the_same_close_may_be_repeated(
@@ -425,11 +427,37 @@ async def test_start_of_a_second_server_leaves_the_streams_of_the_first_alone(
     model.go()
     await stream.content.readuntil(b"\n\n")
     second = await start_server()
-    await second.app[TURNS].guard()  # type: ignore[index]
+    for _ in range(GIVE_UP_AFTER + 1):
+        await second.app[TURNS].guard()  # type: ignore[index]
     assert rows.messages(tenant.org_id)[1][2] == "streaming"
     model.go()
     assert events(b"\n\n" + await stream.read())[-1]["fullText"] == "word word "
     assert rows.messages(tenant.org_id)[1] == ("assistant", "word word ", "complete")
+
+
+async def test_server_that_loses_its_lock_for_a_moment_keeps_its_replies(
+    start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.turns.GUARD_S", 3600)
+    model = Gated()
+    first = await start_server(model=model)
+    client = await aiohttp_client(first)
+    stream = await client.post("/chat/stream", json={"message": "Hi"}, headers=tenant.headers)
+    model.go()
+    await stream.content.readuntil(b"\n\n")
+    second = (await start_server()).app[TURNS]  # type: ignore[index]
+    first_turns = first.app[TURNS]  # type: ignore[index]
+    held = "select pid from pg_locks where locktype = 'advisory' and (classid::bigint << 32 | objid::bigint) = %s"
+    for lost in (True, True, False, True, True, True):
+        if lost:
+            rows("select pg_terminate_backend(pid) from (" + held + ") as held", first_turns.server_id)
+            await eventually(lambda: rows(held, first_turns.server_id) == [])
+        else:
+            await first_turns.guard()
+        await second.guard()
+        assert rows.messages(tenant.org_id)[1][2] == "streaming"
+    await second.guard()
+    assert rows.messages(tenant.org_id)[1][2] == "interrupted"
 
 
 async def test_reply_taken_for_a_dead_servers_is_closed_by_its_living_one_all_the_same(

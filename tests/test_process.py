@@ -238,6 +238,7 @@ def test_kill_9_loses_no_question_and_the_next_start_closes_its_reply(
     assert rows.messages(tenant.org_id)[1:] == [("assistant", "", "streaming")]
     process = start(DATABASE_URL=postgres_url)
     process.listening()
+    process.wait_for("Closed replies that a dead server left open")
     assert rows.messages(tenant.org_id) == [
         ("user", "tell a story", "complete"),
         ("assistant", "", "interrupted"),

@@ -28,6 +28,7 @@ VALUES: dict[str, Any] = {
     "resume_window_s": 20.0,
     "lifetime_s": 60.0,
     "age_s": 3600.0,
+    "given_up": [1],
     "channel": "channel",
     "payload": "{}",
     "message": "Hi",
