@@ -132,6 +132,10 @@ def listen(settings: Settings, *, shared: bool = False) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if shared:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            # Linux, RFC 5482; each connection inherits it. A peer that vanished without a word looks served until
+            # megabytes of kernel buffers are full, and one that stops reading a page would keep it for ever.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(settings.write_timeout_s * 1000))
         listener.bind(address)
         refuse_strangers(settings, listener)
         listener.listen(BACKLOG)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import socket
 from collections.abc import Mapping
 
 from aiohttp import web
@@ -119,7 +118,6 @@ class EventStream(web.StreamResponse):
             self._transport = writer.transport
             self._protocol = writer.protocol
             self._chunked = writer.chunked
-            self._limit_unacknowledged()
         return writer
 
     def send(self, chunk: bytes) -> bool:
@@ -188,12 +186,3 @@ class EventStream(web.StreamResponse):
         """Close the connection at once; what the peer has not read is lost."""
         if self._transport is not None:
             self._transport.abort()
-
-    def _limit_unacknowledged(self) -> None:
-        """Let the kernel close the connection when sent data stays unacknowledged (RFC 5482; Linux).
-
-        A peer that vanished without a word looks served until megabytes of kernel buffers are full.
-        """
-        peer = self._transport.get_extra_info("socket") if self._transport else None
-        if peer is not None and hasattr(socket, "TCP_USER_TIMEOUT") and peer.family != socket.AF_UNIX:
-            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._write_timeout_s * 1000))

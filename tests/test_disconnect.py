@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import socket
 from functools import partial
 from typing import Any
 
@@ -160,22 +159,6 @@ async def test_client_that_reads_slowly_is_not_dropped(
         await asyncio.sleep(0.002)
     assert total > 200 * 65_536
     assert rows.messages(tenant.org_id)[1][2] == "complete"
-
-
-async def test_unacknowledged_data_closes_the_connection_after_the_write_timeout(
-    start_server: StartServer, tenant: Tenant
-) -> None:
-    sockets = []
-
-    async def model(conversation: Any) -> Any:
-        [turn] = server.app[TURNS]._running.values()  # type: ignore[index]
-        sockets.append(turn.reader.stream._transport.get_extra_info("socket"))
-        yield str(sockets[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
-
-    server = await start_server(model=model, write_timeout_s=12.5)
-    client = await start_stream(server, tenant)
-    assert events(await client.read_chunk()) == [{"token": "12500", "done": False}]
-    client.writer.close()
 
 
 async def test_disconnect_while_the_turn_is_opened_saves_an_empty_reply(

@@ -260,6 +260,35 @@ def test_half_sent_body_does_not_hold_up_the_stop(start: Processes, postgres_url
     assert time.monotonic() - began_s < 4
 
 
+def test_reader_that_stops_in_the_middle_of_a_page_is_closed_after_the_write_timeout(
+    start: Processes, postgres_url: str, rows: Rows, tenant: Tenant
+) -> None:
+    process = start(DATABASE_URL=postgres_url, WRITE_TIMEOUT_S="1")
+    base = process.listening()
+    with ask(base, tenant, "Hi") as stream:
+        chat_id = stream.headers["x-chat-id"]
+        stream.read()
+    # 12 bytes each in JSON: more than the kernel takes off the server's hands.
+    rows("update messages set content = repeat('😀', 1000000) where org_id = %s", tenant.org_id)
+    host, port = base.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as reader:
+        reader.sendall(
+            f"GET /chats/{chat_id}/messages HTTP/1.1\r\nHost: test\r\n"
+            f"x-org-id: {tenant.org_id}\r\nx-user-id: {tenant.user_id}\r\n\r\n".encode()
+        )
+        assert reader.recv(1000).startswith(b"HTTP/1.1 200")
+        give_up = time.monotonic() + 1 + 5
+        while any(
+            connection.raddr == reader.getsockname()
+            for connection in psutil.Process(process.popen.pid).net_connections("tcp")
+        ):
+            assert time.monotonic() < give_up, "the server holds the page"
+            time.sleep(0.05)
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.end()[0] == 0
+    assert [line for line in process.lines if line["level"] == "error"] == []
+
+
 def test_demo_data_is_seeded_only_where_it_is_asked_for(start: Processes, postgres_url: str, rows: Rows) -> None:
     rows.forget_demo()
     process = start(DATABASE_URL=postgres_url)
