@@ -13,12 +13,13 @@ from support import Rows
 
 @pytest.fixture(scope="module")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnPostgres]:
+    """A PostgreSQL of its own, to be killed."""
     folder = tmp_path_factory.mktemp("faults") / "data"
     with new_postgres(folder) as url:
         yield OwnPostgres(folder, url)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def database(postgres: OwnPostgres) -> str:
     return postgres.url
 

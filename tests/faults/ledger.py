@@ -7,11 +7,13 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,9 +44,24 @@ def scale(short: T, full: T) -> T:
     return full if FULL else short
 
 
-def expected_text(question: str) -> str:
-    """Return what a server with SIM_SEED answers as the first reply of a chat."""
-    return compose([question], random.Random("\0".join([SIM_SEED, question])))
+def expected_text(*asked: str) -> str:
+    """Return what a server with SIM_SEED answers to the last of a chat's questions."""
+    return compose(asked, random.Random("\0".join([SIM_SEED, *asked])))
+
+
+CUTS = ("FIN", "RST", "half-close", "stop reading")
+
+
+def cut(how: str, client: Any) -> None:
+    """Do to a client's socket what is to be seen of `how`, but for closing it: after FIN and RST."""
+    if how == "RST":
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    elif how == "half-close":
+        client.shutdown(socket.SHUT_WR)
+
+
+class DidNotStart(Exception):
+    """The server has ended where it should have begun to listen."""
 
 
 @dataclass
@@ -52,11 +69,14 @@ class Entry:
     """What one client knows of its turn."""
 
     question: str
+    chat_id: str | None = None
     reply_id: str | None = None
     seen: str = ""
     # The last event: done, or an error; None if none came.
     last: dict[str, Any] | None = None
     status: int | None = None
+    # How its reply has ended, as the answer to a stop said.
+    told: str | None = None
     first_word_s: float | None = None
     longest_gap_s: float = 0.0
 
@@ -92,13 +112,14 @@ class Server:
                 | defaults
                 | self._environ,
                 stdout=log,
-                stderr=subprocess.DEVNULL,
+                stderr=log,
             )
         give_up = time.monotonic() + 20
         while not self.port or self._address(begin) is None:
             if address := self._address(begin):
                 self.port = int(address.rpartition(":")[2])
-            assert self.popen.poll() is None, "the server has ended"
+            if self.popen.poll() is not None:
+                raise DidNotStart
             assert time.monotonic() < give_up, "the server does not listen"
             time.sleep(0.02)
 
@@ -114,7 +135,8 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def errors(self) -> list[str]:
-        return [line for line in self._log.read_text().splitlines() if '"level": "error"' in line]
+        errors = ('"level": "error"', "Traceback", "Exception ignored")
+        return [line for line in self._log.read_text().splitlines() if any(error in line for error in errors)]
 
     def usage(self) -> tuple[int, int]:
         """Return bytes of resident memory and the number of open descriptors."""
@@ -142,23 +164,43 @@ class Ledger:
     rng: random.Random
     session: aiohttp.ClientSession
     entries: list[Entry] = field(default_factory=list)
+    # Of all answers; None: a connection that broke before there was one.
+    statuses: Counter[int | None] = field(default_factory=Counter)
 
     def somewhere(self) -> str:
         return self.rng.choice(self.servers).base
 
-    def entry(self, question: str) -> Entry:
+    def entry(self, question: str, chat_id: str | None = None) -> Entry:
         # Each is asked once, so that a double would show.
-        self.entries.append(Entry(f"{question} {uuid.UUID(int=self.rng.getrandbits(128))}"))
+        self.entries.append(Entry(f"{question} {uuid.UUID(int=self.rng.getrandbits(128))}", chat_id))
         return self.entries[-1]
+
+    def _post(self, entry: Entry, url: str) -> Any:
+        return self.session.post(
+            url,
+            json={"message": entry.question} | ({"chat_id": entry.chat_id} if entry.chat_id else {}),
+            headers=self.tenant.headers | {"Idempotency-Key": entry.question[-36:]},
+        )
 
     async def ask(self, entry: Entry, *, cut_after: int | None = None, base: str | None = None) -> None:
         """Ask, and read to the end; or break the connection after so many tokens."""
-        request = self.session.post(
-            f"{base or self.somewhere()}/chat/stream",
-            json={"message": entry.question},
-            headers=self.tenant.headers | {"Idempotency-Key": entry.question[-36:]},
-        )
-        await self._read(entry, request, cut_after)
+        await self._read(entry, self._post(entry, f"{base or self.somewhere()}/chat/stream"), cut_after)
+
+    async def ask_for_all(self, entry: Entry) -> None:
+        """Ask for the whole reply at once."""
+
+        async def take(response: aiohttp.ClientResponse) -> None:
+            body = await response.json()
+            entry.reply_id, entry.seen, entry.last = body["message_id"], body["reply"], {"done": True}
+
+        await self._answer(entry, self._post(entry, f"{self.somewhere()}/chat"), take)
+
+    async def stop(self, entry: Entry) -> None:
+        async def take(response: aiohttp.ClientResponse) -> None:
+            entry.told = (await response.json())["status"]
+
+        url = f"{self.somewhere()}/chat/stream/{entry.reply_id}"
+        await self._answer(entry, self.session.delete(url, headers=self.tenant.headers), take)
 
     async def resume(self, entry: Entry, *, cut_after: int | None = None) -> None:
         request = self.session.get(
@@ -167,30 +209,59 @@ class Ledger:
         )
         await self._read(entry, request, cut_after)
 
-    async def _read(self, entry: Entry, request: Any, cut_after: int | None) -> None:
-        entry.last, tokens = None, 0
-        at_s = began_s = time.monotonic()
+    async def list_chats(self) -> int | None:
+        """Return the status of the answer; None if none came."""
+        entry = Entry("")
+        url = f"{self.somewhere()}/chats"
+        await self._answer(entry, self.session.get(url, headers=self.tenant.headers), aiohttp.ClientResponse.read)
+        return entry.status
+
+    async def _answer(
+        self, entry: Entry, request: Any, take: Callable[[aiohttp.ClientResponse], Awaitable[object]]
+    ) -> None:
+        """Note the status of an answer, and `take` the body of a good one, for as long as it lasts."""
+        entry.status = None
         with suppress(aiohttp.ClientError, TimeoutError, ConnectionError):
             async with request as response:
                 entry.status = response.status
-                if response.status != 200:
+                if response.status == 200:
+                    await take(response)
+        self.statuses[entry.status] += 1
+
+    async def _read(self, entry: Entry, request: Any, cut_after: int | None) -> None:
+        entry.last, tokens = None, 0
+        at_s = began_s = time.monotonic()
+
+        async def take(response: aiohttp.ClientResponse) -> None:
+            nonlocal at_s, tokens
+            entry.chat_id, entry.reply_id = response.headers["x-chat-id"], response.headers["x-message-id"]
+            async for line in response.content:
+                if not line.startswith(b"data: "):
+                    continue
+                event = json.loads(line[6:])
+                if "error" in event or event["done"]:
+                    entry.last = event
                     return
-                entry.reply_id = response.headers["x-message-id"]
-                async for line in response.content:
-                    if not line.startswith(b"data: "):
-                        continue
-                    event = json.loads(line[6:])
-                    if "error" in event or event["done"]:
-                        entry.last = event
-                        return
-                    now_s = time.monotonic()
-                    entry.first_word_s = entry.first_word_s or now_s - began_s
-                    entry.longest_gap_s, at_s = max(entry.longest_gap_s, now_s - at_s), now_s
-                    entry.seen += event["token"]
-                    tokens += 1
-                    if cut_after is not None and tokens >= cut_after:
-                        response.connection and response.connection.transport.abort()
-                        return
+                now_s = time.monotonic()
+                entry.first_word_s = entry.first_word_s or now_s - began_s
+                entry.longest_gap_s, at_s = max(entry.longest_gap_s, now_s - at_s), now_s
+                entry.seen += event["token"]
+                tokens += 1
+                if tokens == cut_after and response.connection:
+                    await self._cut(response.connection.transport)
+
+        await self._answer(entry, request, take)
+
+    async def _cut(self, transport: Any) -> None:
+        """Cut a connection in one of the ways. Who has only closed their half reads on, to what end there is."""
+        how = self.rng.choice(CUTS)
+        cut(how, transport.get_extra_info("socket"))
+        if how == "stop reading":
+            transport.pause_reading()
+            await asyncio.sleep(0.2)
+        if how != "half-close":
+            transport.abort()
+            raise aiohttp.ClientConnectionError("cut")
 
     async def until_done(self, entry: Entry, *, cuts: int = 0, patience_s: float = 60) -> None:
         """Ask and, broken off so often at random, come back until there is a last event or a final status."""
@@ -210,17 +281,14 @@ class Ledger:
             await asyncio.sleep(0.05 if entry.status == 200 else 0.3)
         raise AssertionError(f"no end in {patience_s:g} s: {entry}")
 
-    async def until_one(self, check: Callable[[Entry], bool]) -> None:
-        """Wait until one of those that are asked from now on is so."""
-        begin = len(self.entries)
-        await eventually(lambda: any(check(entry) for entry in self.entries[begin:]))
-
     def compare(self, rows: Rows) -> dict[str, int]:
         """Compare all that was acknowledged with what is stored; return how many replies have each status."""
         stored = {
-            str(reply_id): (status, content)
-            for reply_id, status, content in rows(
-                "select id, status, content from messages where org_id = %s and role = 'assistant'",
+            str(reply_id): (asked, status, content)
+            for reply_id, asked, status, content in rows(
+                "select id, array(select content from messages where org_id = reply.org_id"
+                " and chat_id = reply.chat_id and role = 'user' and position < reply.position order by position),"
+                " status, content from messages as reply where org_id = %s and role = 'assistant'",
                 self.tenant.org_id,
             )
         }
@@ -228,8 +296,9 @@ class Ledger:
         for entry in self.entries:
             if entry.reply_id is None:
                 continue
-            text = expected_text(entry.question)
-            status, content = stored[entry.reply_id]
+            asked, status, content = stored[entry.reply_id]
+            assert asked[-1] == entry.question
+            text = expected_text(*asked)
             counts[status] = counts.get(status, 0) + 1
             assert text.startswith(entry.seen), f"a client saw what was not said: {entry}"
             assert text.startswith(content), f"stored what was not said: {entry}"
@@ -237,6 +306,8 @@ class Ledger:
             assert status == "interrupted" or content.startswith(entry.seen), f"a client saw more: {entry}"
             if status == "complete":
                 assert content == text
+            if entry.told in ("complete", "stopped"):
+                assert status == entry.told, entry
             if entry.is_done:
                 assert (status, entry.seen) == ("complete", text), entry
         return counts

@@ -13,18 +13,20 @@ from contextlib import closing
 
 import pytest
 from ledger import (
+    CUTS,
     LONG,
     SEED,
     Ledger,
     Server,
     all_ended,
     broken_invariants,
+    cut,
     expected_text,
     ledger,
     scale,
 )
 from serving import OwnPostgres
-from support import Rows, Tenant, eventually
+from support import Rows, eventually
 
 
 @pytest.mark.timeout(900)
@@ -55,15 +57,6 @@ async def test_soak_loses_and_repeats_no_token_and_grows_by_nothing(
     assert after[1] <= before[1] * 1.05
     assert server.errors() == []
     assert broken_invariants(database) == {}
-
-
-def cut(how: str, client: socket.socket) -> None:
-    if how == "RST":
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-    if how in ("RST", "FIN"):
-        client.close()
-    elif how == "half-close":
-        client.shutdown(socket.SHUT_WR)
 
 
 @pytest.mark.timeout(300)
@@ -97,7 +90,10 @@ async def test_clients_cut_in_every_way_leave_final_statuses_and_exact_prefixes(
                 assert got
                 read += got
             seen[f"tell a story {i}"] = read
-            cut(rng.choice(["FIN", "RST", "half-close", "stop reading"]), client)
+            how = rng.choice(CUTS)
+            cut(how, client)
+            if how in ("FIN", "RST"):
+                client.close()
             open_ones.append(client)
 
     await asyncio.gather(*(one(i) for i in range(count)))
@@ -202,32 +198,45 @@ async def test_killed_servers_lose_no_question_and_the_living_close_their_replie
 
 
 async def under_database_faults(
-    servers: list[Server], tenant: Tenant, fault: Callable[[Ledger], Awaitable[None]]
+    servers: list[Server], rows: Rows, fault: Callable[[], Awaitable[None]], *, times: int = 1
 ) -> Ledger:
-    """Talk while `fault` does its work, and then until all goes well again, which must be within 5 s."""
+    """Talk while `fault` does its work; after each time every server must be well again within 5 s."""
     stop = asyncio.Event()
-    async with ledger(servers, tenant, SEED) as clients:
+    async with ledger(servers, rows.tenant(), SEED) as clients:
+
+        async def ask(server: Server | None = None) -> bool:
+            entry = clients.entry(clients.rng.choice(["Hi", LONG]))
+            await clients.ask(entry, base=server and server.base)
+            # Whoever got no stream got a clear answer, and whoever got one an end: the servers live.
+            assert entry.status == 503 or (entry.status == 200 and entry.last is not None), entry
+            return entry.is_done
 
         async def talk() -> None:
             while not stop.is_set():
-                entry = clients.entry("Hi")
-                await clients.ask(entry)
-                # Whoever got no stream got a clear answer, and whoever got one an end.
-                assert entry.status == 503 or entry.last is not None, entry
+                await ask()
                 await asyncio.sleep(0.05)
 
-        load = [asyncio.create_task(talk()) for _ in range(10)]
-        await fault(clients)
-        give_up = time.monotonic() + 5 + 5
-        while not (entry := clients.entry("Hi")).is_done:
-            await clients.ask(entry)
-            assert time.monotonic() < give_up, "no recovery"
-            if not entry.is_done:
-                await asyncio.sleep(0.1)
-                continue
-            break
-        stop.set()
-        await asyncio.gather(*load)
+        async def list_chats() -> None:
+            # Turns alone have hardly ever a statement under way at the very moment.
+            while not stop.is_set():
+                assert await clients.list_chats() in (200, 503)
+
+        async def recover(server: Server) -> None:
+            async with asyncio.timeout(5):
+                while not await ask(server):
+                    await asyncio.sleep(0.1)
+
+        async with asyncio.TaskGroup() as load:
+            for _ in range(10):
+                load.create_task(talk())
+            load.create_task(list_chats())
+            for _ in range(times):
+                await eventually(
+                    lambda: sum(entry.last is None and entry.seen > "" for entry in clients.entries) > 5
+                )
+                await fault()
+                await asyncio.gather(*map(recover, servers))
+            stop.set()
     return clients
 
 
@@ -235,14 +244,11 @@ async def under_database_faults(
 async def test_terminated_connections_are_replaced_and_nothing_acknowledged_is_lost(
     serve: Callable[..., Server], own_rows: Rows, database: str, say: Callable[..., None]
 ) -> None:
-    async def terminate(clients: Ledger) -> None:
-        for _ in range(scale(3, 20)):
-            own_rows(
-                "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'llm-app%%'"
-            )
-            await asyncio.sleep(scale(0.3, 1))
+    async def terminate() -> None:
+        own_rows("select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'llm-app%%'")
+        await asyncio.sleep(scale(0.3, 1))
 
-    clients = await under_database_faults([serve(), serve()], own_rows.tenant(), terminate)
+    clients = await under_database_faults([serve(), serve()], own_rows, terminate, times=scale(3, 20))
     await all_ended(own_rows)
     counts = clients.compare(own_rows)
     say(**counts)
@@ -254,15 +260,14 @@ async def test_terminated_connections_are_replaced_and_nothing_acknowledged_is_l
 async def test_frozen_database_is_a_clean_503_and_recovery_needs_no_restart(
     serve: Callable[..., Server], own_rows: Rows, postgres: OwnPostgres, say: Callable[..., None]
 ) -> None:
-    async def freeze(clients: Ledger) -> None:
-        await clients.until_one(lambda entry: entry.is_done)
+    async def freeze() -> None:
         postgres.freeze()
         try:
             await asyncio.sleep(scale(2, 20))
         finally:
             postgres.thaw()
 
-    clients = await under_database_faults([serve(DB_TIMEOUT_S="1")], own_rows.tenant(), freeze)
+    clients = await under_database_faults([serve(DB_TIMEOUT_S="1")], own_rows, freeze)
     await all_ended(own_rows)
     counts = clients.compare(own_rows)
     say(**counts)
@@ -270,30 +275,23 @@ async def test_frozen_database_is_a_clean_503_and_recovery_needs_no_restart(
 
 
 @pytest.mark.timeout(300)
-async def test_killed_database_is_a_clean_503_and_recovery_needs_no_restart(
+async def test_killed_database_is_found_again_and_nothing_acknowledged_is_lost(
     serve: Callable[..., Server], own_rows: Rows, postgres: OwnPostgres, say: Callable[..., None]
 ) -> None:
-    slowest = 0.0
+    """Without fsync, too: what its processes have written is the kernel's."""
 
-    async def kill(clients: Ledger) -> None:
-        nonlocal slowest
-        for _ in range(scale(2, 10)):
-            await clients.until_one(lambda entry: entry.is_done)
-            await asyncio.to_thread(postgres.kill)
-            await clients.until_one(lambda entry: entry.status == 503)
-            await asyncio.to_thread(postgres.start)
-            began_s = time.monotonic()
-            await clients.until_one(lambda entry: entry.is_done)
-            slowest = max(slowest, time.monotonic() - began_s)
+    async def kill() -> None:
+        await asyncio.to_thread(postgres.kill)
+        await asyncio.sleep(0.5)
+        await asyncio.to_thread(postgres.start)
 
-    clients = await under_database_faults([serve(), serve()], own_rows.tenant(), kill)
+    kills = scale(1, 10)
+    clients = await under_database_faults([serve(), serve()], own_rows, kill, times=kills)
     with closing(Rows(postgres.url)) as rows:
         await all_ended(rows)
         counts = clients.compare(rows)
-    refused = sum(entry.status == 503 for entry in clients.entries)
-    say(**counts, refused=refused, slowest_recovery=f"{slowest:.2f}s")
+    say(kills=kills, **counts)
     assert counts["complete"] > 0
-    assert slowest < 5
     assert broken_invariants(postgres.url) == {}
 
 
