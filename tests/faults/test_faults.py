@@ -50,7 +50,7 @@ async def test_soak_loses_and_repeats_no_token_and_grows_by_nothing(
         before = server.usage()
         await asyncio.gather(*(talk(time.monotonic() + seconds) for _ in range(streams)))
         after = server.usage()
-        assert all(entry.is_done for entry in clients.entries)
+        assert [entry for entry in clients.entries if not entry.is_done][:3] == []
         assert clients.compare(own_rows) == {"complete": len(clients.entries)}
     say(streams=len(clients.entries), rss=f"{after[0] / before[0]:.3f}x", fds=f"{before[1]}->{after[1]}")
     assert after[0] < before[0] * 1.05
