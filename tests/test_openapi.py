@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import ClientSession
 from aiohttp.test_utils import TestClient, TestServer
-from support import Rows, Tenant
+from serving import StartServer
+from support import Rows, Tenant, events, says
 
 DOCUMENT: dict[str, Any] = json.loads((Path(__file__).parent.parent / "web/openapi.json").read_text())
 METHODS = {"get", "post", "delete"}
@@ -75,3 +77,47 @@ async def test_answers_are_among_those_that_are_documented(
                         assert {"error", "message", "requestId"} <= (await response.json()).keys()
                     else:
                         await response.read()
+
+
+async def test_stream_of_a_key_whose_reply_ended_unsaid_is_204_as_documented(
+    client: TestClient, rows: Rows, tenant: Tenant
+) -> None:
+    async def ask() -> int:
+        headers = tenant.headers | {"Idempotency-Key": "once"}
+        async with client.post("/chat/stream", json={"message": "Hi"}, headers=headers) as response:
+            await response.read()
+            return response.status
+
+    assert await ask() == 200
+    rows(
+        "update messages set status = 'stopped', content = '' where role = 'assistant' and org_id = %s",
+        tenant.org_id,
+    )
+    assert await ask() == 204
+    assert "204" in DOCUMENT["paths"]["/chat/stream"]["post"]["responses"]
+
+
+@pytest.mark.parametrize(
+    ("header", "value", "status"),
+    [
+        ("Range", "bytes=0-3", 206),
+        ("If-None-Match", "*", 304),
+        ("If-Match", '"another"', 412),
+        ("Range", "bytes=999999-", 416),
+    ],
+)
+async def test_document_is_a_file_and_says_so(client: TestClient, header: str, value: str, status: int) -> None:
+    response = await client.get("/openapi.json", headers={header: value})
+    assert response.status == status
+    assert str(status) in DOCUMENT["paths"]["/openapi.json"]["get"]["responses"]
+
+
+async def test_error_event_is_the_failure_that_is_documented(start_server: StartServer, tenant: Tenant) -> None:
+    server = await start_server(model=says("Hello", RuntimeError("lost")))
+    async with (
+        ClientSession() as session,
+        session.post(server.make_url("/chat/stream"), json={"message": "Hi"}, headers=tenant.headers) as response,
+    ):
+        last = events(await response.read())[-1]
+    failed = DOCUMENT["components"]["schemas"]["Failed"]
+    assert last.keys() == set(failed["required"]) == failed["properties"].keys()
