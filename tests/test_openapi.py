@@ -79,24 +79,6 @@ async def test_answers_are_among_those_that_are_documented(
                         await response.read()
 
 
-async def test_stream_of_a_key_whose_reply_ended_unsaid_is_204_as_documented(
-    client: TestClient, rows: Rows, tenant: Tenant
-) -> None:
-    async def ask() -> int:
-        headers = tenant.headers | {"Idempotency-Key": "once"}
-        async with client.post("/chat/stream", json={"message": "Hi"}, headers=headers) as response:
-            await response.read()
-            return response.status
-
-    assert await ask() == 200
-    rows(
-        "update messages set status = 'stopped', content = '' where role = 'assistant' and org_id = %s",
-        tenant.org_id,
-    )
-    assert await ask() == 204
-    assert "204" in DOCUMENT["paths"]["/chat/stream"]["post"]["responses"]
-
-
 @pytest.mark.parametrize(
     ("header", "value", "status"),
     [
