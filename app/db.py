@@ -91,6 +91,7 @@ class Database:
         self._timeout_s = timeout_s
         self._pool: aiopg.Pool | None = None
         self._guard: aiopg.Pool | None = None
+        self._closing = False
 
     @property
     def statement_names(self) -> frozenset[str]:
@@ -126,6 +127,7 @@ class Database:
             await cursor.execute(self._prepares)
 
     async def close(self) -> None:
+        self._closing = True
         for pool in (self._pool, self._guard):
             if pool is not None:
                 pool.close()
@@ -193,6 +195,9 @@ class Database:
             raise DatabaseAway(sent=exc.sent) from None
 
     async def _attempt(self, pool: aiopg.Pool, name: str, params: Mapping[str, object] | None) -> Sequence[Any]:
+        if self._closing:
+            # A save that a stop has no more time for.
+            raise ConnectionLost(sent=False)
         task = asyncio.current_task()
         sent = False
         try:

@@ -158,6 +158,27 @@ async def test_save_that_waits_for_the_database_is_tried_once_more_at_the_stop(
     rows.close()
 
 
+async def test_save_that_finds_the_pool_closed_by_a_stop_is_given_up_without_a_traceback(
+    start_server: StartServer,
+    aiohttp_client: Any,
+    postgres: OwnPostgres,
+    own_tenant: Tenant,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(db, "CLOSE_TIMEOUT_S", 0.01)
+    server = await start_server(database_url=postgres.url, db_timeout_s=0.5)
+    client = await aiohttp_client(server)
+    assert (await client.get("/chats", headers=own_tenant.headers)).status == 200
+    postgres.freeze()
+    response = await client.post("/chat", json={"message": "Hi"}, headers=own_tenant.headers)
+    assert response.status == 503
+    # What may have been opened is being closed: its second try would find the pool closed.
+    await server.close()
+    await eventually(lambda: not server.app[TURNS]._saves._running)  # type: ignore[index]
+    assert logged(caplog, "Reply not saved") == []
+
+
 async def test_frozen_database_is_503_within_the_timeout_and_no_half_opened_turn_stays_open(
     start_server: StartServer, aiohttp_client: Any, postgres: OwnPostgres, own_tenant: Tenant
 ) -> None:
