@@ -13,11 +13,11 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import aiohttp
 import psutil
@@ -78,7 +78,8 @@ class Entry:
     # How its reply has ended, as the answer to a stop said.
     told: str | None = None
     first_word_s: float | None = None
-    longest_gap_s: float = 0.0
+    # When each word came, for those who want to know.
+    words_at_s: list[float] | None = None
 
     @property
     def is_done(self) -> bool:
@@ -90,7 +91,7 @@ class Server:
 
     def __init__(self, url: str, log: Path, **environ: str) -> None:
         self._url, self._log, self._environ = url, log, environ
-        self.port = 0
+        self.host, self.port = "127.0.0.1", 0
         self.start()
 
     def start(self) -> None:
@@ -117,7 +118,8 @@ class Server:
         give_up = time.monotonic() + 20
         while not self.port or self._address(begin) is None:
             if address := self._address(begin):
-                self.port = int(address.rpartition(":")[2])
+                self.host, _, port = address.rpartition(":")
+                self.port = int(port)
             if self.popen.poll() is not None:
                 raise DidNotStart
             assert time.monotonic() < give_up, "the server does not listen"
@@ -132,7 +134,7 @@ class Server:
 
     @property
     def base(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     def errors(self) -> list[str]:
         errors = ('"level": "error"', "Traceback", "Exception ignored")
@@ -155,11 +157,18 @@ class Server:
             self.popen.wait()
 
 
+class Address(Protocol):
+    """Where to ask: a server, or a proxy before some."""
+
+    @property
+    def base(self) -> str: ...
+
+
 @dataclass
 class Ledger:
     """Asks, notes what was acknowledged, and compares it with what is stored."""
 
-    servers: list[Server]
+    servers: Sequence[Address]
     tenant: Tenant
     rng: random.Random
     session: aiohttp.ClientSession
@@ -184,7 +193,7 @@ class Ledger:
 
     async def ask(self, entry: Entry, *, cut_after: int | None = None, base: str | None = None) -> None:
         """Ask, and read to the end; or break the connection after so many tokens."""
-        await self._read(entry, self._post(entry, f"{base or self.somewhere()}/chat/stream"), cut_after)
+        await self.read(entry, self._post(entry, f"{base or self.somewhere()}/chat/stream"), cut_after)
 
     async def ask_for_all(self, entry: Entry) -> None:
         """Ask for the whole reply at once."""
@@ -207,7 +216,7 @@ class Ledger:
             f"{self.somewhere()}/chat/stream/{entry.reply_id}?offset={len(entry.seen)}",
             headers=self.tenant.headers,
         )
-        await self._read(entry, request, cut_after)
+        await self.read(entry, request, cut_after)
 
     async def list_chats(self) -> int | None:
         """Return the status of the answer; None if none came."""
@@ -228,12 +237,12 @@ class Ledger:
                     await take(response)
         self.statuses[entry.status] += 1
 
-    async def _read(self, entry: Entry, request: Any, cut_after: int | None) -> None:
+    async def read(self, entry: Entry, request: Any, cut_after: int | None) -> None:
         entry.last, tokens = None, 0
-        at_s = began_s = time.monotonic()
+        began_s = time.monotonic()
 
         async def take(response: aiohttp.ClientResponse) -> None:
-            nonlocal at_s, tokens
+            nonlocal tokens
             entry.chat_id, entry.reply_id = response.headers["x-chat-id"], response.headers["x-message-id"]
             async for line in response.content:
                 if not line.startswith(b"data: "):
@@ -244,7 +253,8 @@ class Ledger:
                     return
                 now_s = time.monotonic()
                 entry.first_word_s = entry.first_word_s or now_s - began_s
-                entry.longest_gap_s, at_s = max(entry.longest_gap_s, now_s - at_s), now_s
+                if entry.words_at_s is not None and not event["token"].isspace():
+                    entry.words_at_s.append(now_s)
                 entry.seen += event["token"]
                 tokens += 1
                 if tokens == cut_after and response.connection:
@@ -314,7 +324,7 @@ class Ledger:
 
 
 @asynccontextmanager
-async def ledger(servers: list[Server], tenant: Tenant, seed: int) -> AsyncIterator[Ledger]:
+async def ledger(servers: Sequence[Address], tenant: Tenant, seed: int) -> AsyncIterator[Ledger]:
     connector = aiohttp.TCPConnector(limit=0)
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=30)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
