@@ -10,6 +10,9 @@ PORT ?= 3000
 BROWSER ?= 1
 export PORT
 
+# Each file of tests in one process, so that its tests share a PostgreSQL or a browser.
+AT_ONCE := -n 2 --dist loadfile
+
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.cfg pyproject.toml
@@ -22,10 +25,10 @@ run: $(VENV)/run.done
 test: $(VENV)/test.done
 ifeq ($(BROWSER),0)
 	@echo "BROWSER=0: THE BROWSER TESTS ARE LEFT OUT"
-	@$(BIN)/python -m pytest -m "not browser" $(ARGS)
+	@$(BIN)/python -m pytest $(AT_ONCE) -m "not browser" $(ARGS)
 else
 	@CHROMIUM="$$(PATH="$(CURDIR)/$(BIN):$$PATH" tests/chromium.sh)" && export CHROMIUM && \
-		$(BIN)/python -m pytest $(ARGS)
+		$(BIN)/python -m pytest $(AT_ONCE) $(ARGS)
 endif
 
 smoke:
