@@ -24,11 +24,12 @@ LISTEN_AGAIN_S = 0.5
 class Call(NamedTuple):
     """What one server tells another of a reply.
 
-    To the server that has the reply: a reader elsewhere wants to `read` it, `stays` with it, has `left` it; a
-    client wants it to `stop`. From that server: it has `said` more, or another reader has `replaced` this one.
+    To the server that has the reply: a reader elsewhere wants to `read` it, `insists`, `stays` with it, has `left`
+    it; a client wants it to `stop`. From that server: it has `said` more, it is `taken`, by a reader whom this one
+    may insist on replacing, or another reader has `replaced` this one.
     """
 
-    kind: Literal["read", "stays", "left", "stop", "said", "replaced"]
+    kind: Literal["read", "insists", "stays", "left", "stop", "said", "taken", "replaced"]
     reply_id: UUID
     reader_id: UUID | None
     # Whom to answer.
@@ -41,6 +42,7 @@ class Follower:
     def __init__(self) -> None:
         self.id = uuid4()
         self.more = asyncio.Event()
+        self.taken = False
         self.replaced = False
 
 
@@ -92,10 +94,11 @@ class Bells:
     def _hear(self, payload: str, take: Callable[[Call], Any]) -> None:
         kind, reply_id, reader_id, server_id = json.loads(payload)
         call = Call(kind, UUID(reply_id), reader_id and UUID(reader_id), server_id)
-        if kind not in ("said", "replaced"):
+        if kind not in ("said", "taken", "replaced"):
             take(call)
         elif call.reader_id in self._followers:
             follower = self._followers[call.reader_id]
+            follower.taken = kind == "taken"
             follower.replaced = kind == "replaced"
             follower.more.set()
 

@@ -180,7 +180,7 @@ async def follow(
             if row.status == "streaming":
                 with suppress(DatabaseAway):
                     await bells.ring(row.server_id, "left", reply_id, follower.id)
-            assert reader is not None
+            reader = reader or await connect(request, row.chat_id, reply_id, numbered=numbered)
             return reader.stream
         except Replaced:
             reader = reader or await connect(request, row.chat_id, reply_id, numbered=numbered)
@@ -218,6 +218,7 @@ async def states(
     """Yield a reply as it grows at another server, and as it is in the end.
 
     Raises:
+        ClientGone: before another reader was replaced for it.
         Replaced: as it says.
     """
     bells, store = request.app[BELLS], request.app[STORE]
@@ -233,10 +234,16 @@ async def states(
         except TimeoutError:
             pass
         else:
-            answered = True
+            answered = answered or not follower.taken
         if follower.replaced:
             raise Replaced
         follower.more.clear()
+        if follower.taken:
+            # The call may have been long on its way, and its client have come back elsewhere meanwhile.
+            if request.transport is None or request.transport.is_closing():
+                raise ClientGone
+            follower.taken = False
+            await bells.ring(row.server_id, "insists", reply_id, follower.id)
         found = await store.reply_find(org_id=org_id, user_id=user_id, reply_id=reply_id)
         row = found or row
         if row.status == "disconnected" and not answered and now_s() - began_s > ANSWER_S:

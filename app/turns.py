@@ -372,10 +372,11 @@ class Turns:
                 self.lose(turn, None)
         elif remote is not None and is_current:
             remote.called_at_s = asyncio.get_running_loop().time()
-        elif call.kind == "read" or turn.paused:
+        elif call.kind == "insists" or turn.paused:
             self._keep(asyncio.create_task(self._attach_remote(turn, call)))
         else:
-            self._keep(asyncio.create_task(self._ring(call.server_id, "replaced", turn, call.reader_id)))
+            answer: Literal["taken", "replaced"] = "taken" if call.kind == "read" else "replaced"
+            self._keep(asyncio.create_task(self._ring(call.server_id, answer, turn, call.reader_id)))
 
     async def _attach_remote(self, turn: Turn, call: Call) -> None:
         with suppress(DatabaseAway):
@@ -387,7 +388,7 @@ class Turns:
                 turn.go_on()
 
     async def _ring(
-        self, server_id: int, kind: Literal["said", "replaced"], turn: Turn, reader_id: UUID | None
+        self, server_id: int, kind: Literal["said", "taken", "replaced"], turn: Turn, reader_id: UUID | None
     ) -> None:
         with suppress(DatabaseAway):
             await self._bells.ring(server_id, kind, turn.reply_id, reader_id)

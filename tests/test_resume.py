@@ -199,6 +199,36 @@ async def test_second_reader_takes_over_from_one_at_another_server_for_good(
     assert stored(rows, reply_id) == ("complete", TEXT)
 
 
+async def test_reader_who_is_gone_when_its_server_is_heard_replaces_nobody(
+    start_server: StartServer, rows: Rows, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Gated(pieces=PIECES)
+    house = await open_house(start_server, True, model)
+    first, reply_id = await ask(house.home, tenant)
+    seen = await read_pieces(first, model, 2)
+    bells = house.door.app[BELLS]
+    ring, calls, may_call = bells.ring, asyncio.Event(), asyncio.Event()
+
+    async def ring_late(*call: Any) -> None:
+        calls.set()
+        await may_call.wait()
+        await ring(*call)
+
+    monkeypatch.setattr(bells, "ring", ring_late)
+    gone = await come_back(house.door, tenant, reply_id, 0)
+    await calls.wait()
+    [connection] = house.door.runner.server.connections
+    gone.reset()
+    await eventually(lambda: connection.transport is None)
+    may_call.set()
+    await eventually(lambda: not bells._followers)
+    model.go(len(PIECES))
+    read = events(b"".join(await first.read_chunks()))
+    assert read[-1].get("done") is True
+    assert seen + spoken(read) == TEXT
+    assert stored(rows, reply_id) == ("complete", TEXT)
+
+
 async def test_reader_who_leaves_again_pauses_it_again(house: House, rows: Rows, tenant: Tenant) -> None:
     client, reply_id = await ask(house.home, tenant)
     seen = await read_pieces(client, house.model, 1)
