@@ -80,7 +80,9 @@ async def kill_connection(postgres: OwnPostgres, rng: random.Random) -> None:
     """PostgreSQL then ends all the others too, and recovers."""
     with closing(await connected(postgres)) as rows:
         for pid in rng.sample(found := connections(rows), min(1, len(found))):
-            psutil.Process(pid).kill()
+            # It may be over by now.
+            with suppress(psutil.NoSuchProcess):
+                psutil.Process(pid).kill()
 
 
 async def terminate_connections(postgres: OwnPostgres, rng: random.Random) -> None:
