@@ -58,7 +58,7 @@ class Plan:
 
 FULL = Plan(5, 3.0, (300, 1000, 1500), (300, 1000), LONG, (10, 32), 1_000_000, 300, repeats=20)
 # Each part once, with less of everything: it shows that all works, and roughly where this server stands.
-QUICK = Plan(1, 1.5, (1000,), (300,), SHORT, (10,), 50_000, 60, repeats=0)
+QUICK = Plan(1, 1.0, (1000,), (300,), SHORT, (10,), 10_000, 30, repeats=0)
 
 
 def main() -> None:
