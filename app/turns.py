@@ -361,7 +361,8 @@ class Turns:
     def take_call(self, call: Call) -> None:
         """Do what another server asks for a client of its own; that the reply is that client's, it has checked."""
         turn = self.find(call.reply_id)
-        if turn is None:
+        if turn is None or turn.ended.done():
+            # Its readers see by themselves how it has ended.
             return
         remote = turn.remote
         is_current = remote is not None and remote.id == call.reader_id

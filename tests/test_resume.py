@@ -14,6 +14,7 @@ from aiohttp.test_utils import TestServer
 from serving import StartServer
 from support import Gated, RawClient, Rows, Tenant, events, eventually, logged, post, says
 
+from app.bells import Call
 from app.model import Model
 from app.resume import BELLS
 from app.turns import TURNS
@@ -227,6 +228,32 @@ async def test_reader_who_is_gone_when_its_server_is_heard_replaces_nobody(
     assert read[-1].get("done") is True
     assert seen + spoken(read) == TEXT
     assert stored(rows, reply_id) == ("complete", TEXT)
+
+
+async def test_reader_who_stays_to_the_end_of_a_reply_is_not_told_of_another(
+    start_server: StartServer, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Gated(pieces=PIECES)
+    house = await open_house(start_server, True, model)
+    _, reply_id = await ask(house.home, tenant)
+    reader = await come_back(house.door, tenant, reply_id, 0)
+    await reader.read_head()
+    [follower] = house.door.app[BELLS]._followers.values()
+    ring, kinds, may_ring = house.home.app[BELLS].ring, [], asyncio.Event()
+
+    async def ring_late(server_id: int, kind: str, *rest: Any) -> None:
+        kinds.append(kind)
+        await may_ring.wait()
+        await ring(server_id, kind, *rest)
+
+    monkeypatch.setattr(house.home.app[BELLS], "ring", ring_late)
+    model.go(len(PIECES))
+    await eventually(lambda: kinds)
+    # Its server's call crosses the news that the reply has ended.
+    house.turns.take_call(Call("stays", uuid.UUID(reply_id), follower.id, house.door.app[BELLS].server_id))
+    may_ring.set()
+    await reader.read_chunks()
+    assert kinds == ["said"]
 
 
 async def test_reader_who_leaves_again_pauses_it_again(house: House, rows: Rows, tenant: Tenant) -> None:
