@@ -493,8 +493,8 @@ async def test_slowhttptest_slows_nobody_and_is_closed(
         p99_gap_beside=f"{beside:.1f}ms",
         closed=f"{closed_s:.1f}s",
     )
-    # Loose: two cores, shared with the attack and whatever else runs.
-    assert beside < max(2 * before, 200)
+    # Two cores, shared with the attack; in the short form also with other tests, and with few gaps to measure.
+    assert beside < scale(max(3 * before, 500), max(2 * before, 200))
     assert server.errors() == []
     # Slow readers all send the same URL.
     assert broken_invariants(database).keys() <= {"questions_asked_twice"}
