@@ -22,7 +22,7 @@ from app.logs import OUTCOME
 from app.settings import SETTINGS
 from app.sse import ClientGone, EventStream, encode_chunk, encode_event, encode_id
 from app.store import STORE, FinalStatus, FoundReply
-from app.turns import CALL_AGAIN_S, TURNS, Reader, Turn, encode_rest, failure
+from app.turns import CALL_AGAIN_S, TURNS, Reader, Turn, encode_rest, failure, is_connected
 
 log = logging.getLogger(__name__)
 
@@ -240,7 +240,7 @@ async def states(
         follower.more.clear()
         if follower.taken:
             # The call may have been long on its way, and its client have come back elsewhere meanwhile.
-            if request.transport is None or request.transport.is_closing():
+            if not is_connected(request.transport):
                 raise ClientGone
             follower.taken = False
             await bells.ring(row.server_id, "insists", reply_id, follower.id)

@@ -101,6 +101,7 @@ async def keep_turns(app: web.Application) -> AsyncIterator[None]:
     background = {
         asyncio.create_task(turns.watch()),
         asyncio.create_task(turns.keep_guard()),
+        asyncio.create_task(turns.keep_swept()),
         asyncio.create_task(bells.answer(turns.take_call)),
     }
     yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from datetime import datetime
 from math import ceil
@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 # How often a server shows that it lives, and looks for others that do not: those found missing so often in a row.
 GUARD_S = 1.0
 GIVE_UP_AFTER = 3
+
+# How often what is old is forgotten.
+SWEEP_S = 60.0
 
 # For a model to stop its work when its turn is interrupted.
 MODEL_CLOSE_TIMEOUT_S = 2.0
@@ -57,6 +60,10 @@ class Ended(NamedTuple):
     stored: bool
 
 
+def is_connected(transport: asyncio.BaseTransport | None) -> bool:
+    return transport is not None and not transport.is_closing()
+
+
 class Reader:
     """A client of this process who reads a reply along."""
 
@@ -67,7 +74,7 @@ class Reader:
         self.over: asyncio.Future[Ended | Literal["left", "replaced"]] = asyncio.get_running_loop().create_future()
 
     def is_there(self) -> bool:
-        return self._transport is not None and not self._transport.is_closing()
+        return is_connected(self._transport)
 
     def end(self, how: Ended | Literal["left", "replaced"]) -> None:
         if not self.over.done():
@@ -259,11 +266,6 @@ class Turns:
                 raise ApiError(429, "Too many turns", message, headers={"Retry-After": str(wait_s)})
             times.append(now_s)
 
-    def _forget_users(self) -> None:
-        long_ago_s = asyncio.get_running_loop().time() - MINUTE_S
-        for caller in [caller for caller, times in self._admitted.items() if times[-1] < long_ago_s]:
-            del self._admitted[caller]
-
     def dismiss(self, turn: Turn) -> None:
         if self._running.pop(turn.reply_id, None) is None:
             return
@@ -278,8 +280,7 @@ class Turns:
 
         So each token also wakes that task's few frames, and not the dozen of the handler and the middleware.
         """
-        turn.task = asyncio.create_task(conduct)
-        self._keep(turn.task)
+        turn.task = self._run(conduct)
         turn.task.add_done_callback(lambda _: self.dismiss(turn))
 
     def attach(self, turn: Turn, reader: Reader, offset: int) -> None:
@@ -326,7 +327,7 @@ class Turns:
             if remote.task is not None:
                 remote.task.cancel()
             if how == "replaced":
-                self._keep(asyncio.create_task(self._ring(remote.server_id, how, turn, remote.id)))
+                self._run(self._ring(remote.server_id, how, turn, remote.id))
 
     async def resume(self, turn: Turn) -> bool:
         """Let a turn that may be paused run again, as soon as a reader is attached; return whether it does.
@@ -374,18 +375,17 @@ class Turns:
         elif remote is not None and is_current:
             remote.called_at_s = asyncio.get_running_loop().time()
         elif call.kind == "insists" or turn.paused:
-            self._keep(asyncio.create_task(self._attach_remote(turn, call)))
+            self._run(self._attach_remote(turn, call))
         else:
             answer: Literal["taken", "replaced"] = "taken" if call.kind == "read" else "replaced"
-            self._keep(asyncio.create_task(self._ring(call.server_id, answer, turn, call.reader_id)))
+            self._run(self._ring(call.server_id, answer, turn, call.reader_id))
 
     async def _attach_remote(self, turn: Turn, call: Call) -> None:
         with suppress(DatabaseAway):
             if await self.resume(turn):
                 self._release(turn, "replaced")
                 turn.remote = remote = RemoteReader(call.server_id, call.reader_id)
-                remote.task = asyncio.create_task(self._share(turn, remote))
-                self._keep(remote.task)
+                remote.task = self._run(self._share(turn, remote))
                 turn.go_on()
 
     async def _ring(
@@ -473,18 +473,18 @@ class Turns:
 
     async def keep_guard(self) -> None:
         """Guard again and again. Runs until cancelled."""
-        while True:
-            await asyncio.sleep(GUARD_S)
-            self._forget_users()
-            try:
-                await self.guard()
-                await self._store.ticket_sweep(age_s=TICKET_AGE_S)
-                await self._store.turn_key_sweep(age_s=KEY_AGE_S)
-            except ApiError:
-                # Logged where it happened; the next round tries again.
-                continue
-            except Exception:
-                log.exception("Guard failed")
+        await repeat("Guard", self.guard, GUARD_S)
+
+    async def keep_swept(self) -> None:
+        """Forget what is old, again and again. Runs until cancelled."""
+        await repeat("Sweep", self._sweep, SWEEP_S)
+
+    async def _sweep(self) -> None:
+        long_ago_s = asyncio.get_running_loop().time() - MINUTE_S
+        for caller in [caller for caller, times in self._admitted.items() if times[-1] < long_ago_s]:
+            del self._admitted[caller]
+        await self._store.ticket_sweep(age_s=TICKET_AGE_S)
+        await self._store.turn_key_sweep(age_s=KEY_AGE_S)
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new turns, let the running ones end by themselves for `grace_s`, then interrupt the rest.
@@ -507,9 +507,25 @@ class Turns:
             # Its model does not let go.
             turn.finish(Ended("interrupted", await self.close(turn, "interrupted")))
 
-    def _keep(self, task: asyncio.Task[None]) -> None:
+    def _run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run it in a task that is held on to until it has ended."""
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
+
+
+async def repeat(name: str, work: Callable[[], Awaitable[None]], period_s: float) -> None:
+    """Do it every so often, whatever became of it before. Runs until cancelled."""
+    while True:
+        await asyncio.sleep(period_s)
+        try:
+            await work()
+        except ApiError:
+            # Logged where it happened; the next round tries again.
+            continue
+        except Exception:
+            log.exception(f"{name} failed")
 
 
 def encode_rest(text: str, reply_id: UUID, offset: int, numbered: bool) -> bytes:

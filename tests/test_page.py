@@ -128,6 +128,13 @@ def replies(page: Page) -> Locator:
     return page.locator("#messages > .assistant")
 
 
+async def read_half(page: Page, model: Gated) -> None:
+    """Ask, and let a model of "one ", "two ", … say these two."""
+    await say(page, "Hi")
+    model.go(2)
+    await expect(replies(page).locator(".text")).to_have_text("one two ")
+
+
 async def shown(locator: Locator) -> str:
     """Return the exact text: Playwright's own matchers fold white space."""
     return str(await locator.locator(".text").evaluate("(element) => element.textContent"))
@@ -279,9 +286,7 @@ async def test_reload_in_the_middle_of_a_reply_goes_on_with_it(
 ) -> None:
     model = Gated(pieces=["one ", "two ", "three ", "four"])
     page = await open_page(await start_server(model=model))
-    await say(page, "Hi")
-    model.go(2)
-    await expect(replies(page).locator(".text")).to_have_text("one two ")
+    await read_half(page, model)
     await page.reload()
     await expect(replies(page).locator(".text")).to_have_text("one two ")
     model.go(2)
@@ -562,9 +567,7 @@ async def test_connection_that_breaks_is_made_again_and_no_text_is_shown_twice(
     server = await start_server(model=model)
     async with proxy_to(server, buffer_bytes=1) as (proxy, connections):
         page = await open_page(server, settings={"server": proxy}, url=f"{proxy}/", ignore=FAILED_REQUEST)
-        await say(page, "Hi")
-        model.go(2)
-        await expect(replies(page).locator(".text")).to_have_text("one two ")
+        await read_half(page, model)
         for connection in list(connections):
             connection.transport.abort()
         await expect(replies(page).last).to_have_attribute("data-status", "resuming")
@@ -580,9 +583,7 @@ async def test_page_that_cannot_get_back_in_time_keeps_what_it_has_and_says_so(
     server = await start_server(model=model)
     async with proxy_to(server, buffer_bytes=1) as (proxy, connections):
         page = await open_page(server, settings={"server": proxy}, url=f"{proxy}/", ignore=FAILED_REQUEST)
-        await say(page, "Hi")
-        model.go(2)
-        await expect(replies(page).locator(".text")).to_have_text("one two ")
+        await read_half(page, model)
         await page.clock.install()
         await page.route("**/chat/stream/*", lambda route: route.abort())
         for connection in list(connections):
@@ -603,9 +604,7 @@ async def test_second_window_on_a_chat_leaves_the_reply_to_the_first_and_shows_i
     model = Gated(pieces=["one ", "two ", "three ", "four"])
     server = await start_server(model=model)
     first = await open_page(server)
-    await say(first, "Hi")
-    model.go(2)
-    await expect(replies(first).locator(".text")).to_have_text("one two ")
+    await read_half(first, model)
     second = await open_page(server, url=first.url)
     await expect(replies(second).locator(".status")).to_have_text("Still being written…")
     model.go(2)

@@ -528,7 +528,7 @@ async def test_100_with_one_key_at_once_give_one_turn(
 async def test_key_is_forgotten_after_a_day_and_its_turn_is_not(
     start_server: StartServer, rows: Rows, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.turns.GUARD_S", 0.02)
+    monkeypatch.setattr("app.turns.SWEEP_S", 0.02)
     server = await start_server(model=says(*PIECES))
     for key in ("old", "new"):
         client, _ = await ask(server, tenant, headers=f"Idempotency-Key: {key}\r\n")
