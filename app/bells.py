@@ -11,7 +11,7 @@ import logging
 import secrets
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from app.db import Database
 from app.store import Store
@@ -21,17 +21,25 @@ log = logging.getLogger(__name__)
 LISTEN_AGAIN_S = 0.5
 
 
+class ReaderId(NamedTuple):
+    """A reader of a reply. Of two, the greater one came later."""
+
+    # When its request came, by the database's clock: servers may disagree about the time.
+    came_at_s: float
+    nonce: int
+
+
 class Call(NamedTuple):
     """What one server tells another of a reply.
 
-    To the server that has the reply: a reader elsewhere wants to `read` it, `insists`, `stays` with it, has `left`
-    it; a client wants it to `stop`. From that server: it has `said` more, it is `taken`, by a reader whom this one
-    may insist on replacing, or another reader has `replaced` this one.
+    To the server that has the reply: a reader elsewhere wants to `read` it, again and again, or has `left` it; a
+    client wants it to `stop`. From that server: it has `said` more, or another reader has `replaced` this one.
     """
 
-    kind: Literal["read", "insists", "stays", "left", "stop", "said", "taken", "replaced"]
+    kind: Literal["read", "left", "stop", "said", "replaced"]
     reply_id: UUID
-    reader_id: UUID | None
+    # None of a stop.
+    reader_id: ReaderId | None
     # Whom to answer.
     server_id: int
 
@@ -39,10 +47,9 @@ class Call(NamedTuple):
 class Follower:
     """A reader here of a reply that runs at another server."""
 
-    def __init__(self) -> None:
-        self.id = uuid4()
+    def __init__(self, reader_id: ReaderId) -> None:
+        self.id = reader_id
         self.more = asyncio.Event()
-        self.taken = False
         self.replaced = False
 
 
@@ -54,10 +61,10 @@ class Bells:
         self.server_id = secrets.randbits(62)
         self._database = database
         self._store = store
-        self._followers: dict[UUID, Follower] = {}
+        self._followers: dict[ReaderId, Follower] = {}
         self.listening = asyncio.Event()
 
-    async def ring(self, server_id: int, kind: str, reply_id: UUID, reader_id: UUID | None = None) -> None:
+    async def ring(self, server_id: int, kind: str, reply_id: UUID, reader_id: ReaderId | None = None) -> None:
         """Call another server.
 
         Raises:
@@ -66,12 +73,12 @@ class Bells:
         payload = self.payload(kind, reply_id, reader_id)
         await self._store.server_call(channel=channel(server_id), payload=payload)
 
-    def payload(self, kind: str, reply_id: UUID, reader_id: UUID | None) -> str:
-        return json.dumps([kind, str(reply_id), reader_id and str(reader_id), self.server_id])
+    def payload(self, kind: str, reply_id: UUID, reader_id: ReaderId | None) -> str:
+        return json.dumps([kind, str(reply_id), reader_id, self.server_id])
 
-    def follow(self) -> Follower:
+    def follow(self, reader_id: ReaderId) -> Follower:
         """Return a reader who hears what is said of its reply; to be given back with `forget`."""
-        follower = Follower()
+        follower = Follower(reader_id)
         self._followers[follower.id] = follower
         return follower
 
@@ -93,12 +100,11 @@ class Bells:
 
     def _hear(self, payload: str, take: Callable[[Call], Any]) -> None:
         kind, reply_id, reader_id, server_id = json.loads(payload)
-        call = Call(kind, UUID(reply_id), reader_id and UUID(reader_id), server_id)
-        if kind not in ("said", "taken", "replaced"):
+        call = Call(kind, UUID(reply_id), reader_id and ReaderId(*reader_id), server_id)
+        if kind not in ("said", "replaced"):
             take(call)
         elif call.reader_id in self._followers:
             follower = self._followers[call.reader_id]
-            follower.taken = kind == "taken"
             follower.replaced = kind == "replaced"
             follower.more.set()
 

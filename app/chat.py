@@ -258,7 +258,7 @@ async def store_turn(
             continue
         except DatabaseAway as exc:
             if exc.sent:
-                turns.disown(turn)
+                turns.undo(turn)
             raise
     raise reply_runs(None)
 

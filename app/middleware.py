@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
-import time
 import uuid
 
 from aiohttp import web
 
 from app.errors import ApiError
 from app.identity import Handler
-from app.logs import OUTCOME, request_id
+from app.logs import CAME_S, OUTCOME, request_id
 from app.settings import SETTINGS
 from app.turns import TURNS, stopping
 
@@ -25,7 +25,8 @@ REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
 @web.middleware
 async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Give the request its id, turn what is raised into JSON, and log it once it is answered."""
-    began_s = time.perf_counter()
+    now_s = asyncio.get_running_loop().time
+    request[CAME_S] = now_s()
     given = request.headers.getall("x-request-id", [])
     request[REQUEST_ID] = given[0] if len(given) == 1 and SANE_ID.fullmatch(given[0]) else str(uuid.uuid4())
     request_id.set(request[REQUEST_ID])
@@ -42,7 +43,7 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         "method": request.method,
         "path": request.path,
         "status": response.status,
-        "durationMs": round((time.perf_counter() - began_s) * 1000, 1),
+        "durationMs": round((now_s() - request[CAME_S]) * 1000, 1),
     }
     if OUTCOME in request:
         extra["outcome"] = request[OUTCOME]

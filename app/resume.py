@@ -22,7 +22,7 @@ from app.logs import OUTCOME
 from app.settings import SETTINGS
 from app.sse import ClientGone, EventStream, encode_chunk, encode_event, encode_id
 from app.store import STORE, FinalStatus, FoundReply
-from app.turns import CALL_AGAIN_S, TURNS, Reader, Turn, encode_rest, failure, is_connected
+from app.turns import CALL_AGAIN_S, TURNS, Reader, Turn, encode_rest, failure, is_connected, undone
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +30,6 @@ BELLS: web.AppKey[Bells] = web.AppKey("bells", Bells)
 
 LAST_EVENT_ID = re.compile(r"([0-9a-f-]{36}):([0-9]{1,9})(:end)?", re.ASCII)
 
-# How long a server that has a reply may take to answer for it.
-ANSWER_S = 3.0
 LOOK_AGAIN_S = 0.2
 
 
@@ -99,7 +97,7 @@ async def connect(request: web.Request, chat_id: UUID, reply_id: UUID, *, number
             stream.send(encode_chunk(encode_id(f"{reply_id}:0")))
     except ClientGone:
         stream.abort()
-    return Reader(request, stream, numbered=numbered)
+    return Reader(request, stream, request.app[TURNS].reader_id(request), numbered=numbered)
 
 
 async def read_along(request: web.Request, turn: Turn, reader: Reader) -> web.StreamResponse:
@@ -145,6 +143,8 @@ async def read_reply(
         await asyncio.shield(turn.ended)
     row = await request.app[STORE].reply_find(org_id=org_id, user_id=user_id, reply_id=reply_id)
     if row is None:
+        if asked:
+            raise undone()
         refuse_reply()
     ended = row.status not in ("streaming", "complete") and not row.resumable
     if ended and offset == len(row.content) and not asked:
@@ -157,8 +157,8 @@ async def follow(
 ) -> web.StreamResponse:
     """Write the rest of a reply that has ended, or runs at another server."""
     reader: Reader | None = None
-    bells, followers = request.app[BELLS], request.app[TURNS].followers
-    follower = bells.follow()
+    turns, bells = request.app[TURNS], request.app[BELLS]
+    follower = bells.follow(turns.reader_id(request))
     async with aclosing(states(request, row, reply_id, follower)) as stored:
         try:
             async for row in stored:
@@ -166,9 +166,7 @@ async def follow(
                     if offset > len(row.content):
                         refuse_offset(offset, len(row.content))
                     reader = await connect(request, row.chat_id, reply_id, numbered=numbered)
-                    followers.add(reader)
-                if not reader.is_there():
-                    raise ClientGone
+                    turns.followers.add(reader)
                 if offset < len(row.content):
                     waits = reader.stream.send(encode_rest(row.content[offset:], reply_id, offset, numbered))
                     offset = len(row.content)
@@ -186,10 +184,10 @@ async def follow(
             reader = reader or await connect(request, row.chat_id, reply_id, numbered=numbered)
             request[OUTCOME] = "replaced"
             last = replaced_event()
-        except DatabaseAway:
+        except ApiError as exc:
             if reader is None:
                 raise
-            last = error_event("Stream failed", "The database did not answer; the reply may go on.")
+            last = error_event("Stream failed", exc.message)
         else:
             assert reader is not None
             if row.status == "streaming":
@@ -200,7 +198,7 @@ async def follow(
         finally:
             bells.forget(follower)
             if reader is not None:
-                followers.discard(reader)
+                turns.followers.discard(reader)
     try:
         await reader.stream.write_eof(last)
     except ClientGone:
@@ -218,13 +216,13 @@ async def states(
     """Yield a reply as it grows at another server, and as it is in the end.
 
     Raises:
-        ClientGone: before another reader was replaced for it.
-        Replaced: as it says.
+        ClientGone, Replaced: as they say.
+        ApiError: 503, the database is away, or the reply's turn was taken back.
     """
     bells, store = request.app[BELLS], request.app[STORE]
     org_id, user_id = request[CALLER]
     now_s = asyncio.get_running_loop().time
-    called_at_s = began_s = now_s()
+    called_at_s = now_s()
     answered = False
     if is_open(row):
         await bells.ring(row.server_id, "read", reply_id, follower.id)
@@ -234,26 +232,21 @@ async def states(
         except TimeoutError:
             pass
         else:
-            answered = answered or not follower.taken
+            answered = True
+            follower.more.clear()
         if follower.replaced:
             raise Replaced
-        follower.more.clear()
-        if follower.taken:
-            # The call may have been long on its way, and its client have come back elsewhere meanwhile.
-            if not is_connected(request.transport):
-                raise ClientGone
-            follower.taken = False
-            await bells.ring(row.server_id, "insists", reply_id, follower.id)
+        if not is_connected(request.transport):
+            raise ClientGone
         found = await store.reply_find(org_id=org_id, user_id=user_id, reply_id=reply_id)
-        row = found or row
-        if row.status == "disconnected" and not answered and now_s() - began_s > ANSWER_S:
-            # Its server is no more.
-            break
+        if found is None:
+            raise undone()
+        row = found
         if answered and is_open(row):
             yield row
         if now_s() - called_at_s > CALL_AGAIN_S:
             called_at_s = now_s()
-            await bells.ring(row.server_id, "stays" if answered else "read", reply_id, follower.id)
+            await bells.ring(row.server_id, "read", reply_id, follower.id)
     yield row
 
 
@@ -266,7 +259,7 @@ async def wait_for_reply(request: web.Request, reply_id: UUID) -> dict[str, str]
     while True:
         row = await request.app[STORE].reply_find(org_id=org_id, user_id=user_id, reply_id=reply_id)
         if row is None:
-            refuse_reply()
+            raise undone()
         if row.status != "streaming":
             break
         await asyncio.sleep(LOOK_AGAIN_S)

@@ -4,50 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from uuid import UUID
 
 from app.db import DatabaseAway
-from app.store import FinalStatus, Store
 
 log = logging.getLogger(__name__)
 
 FIRST_RETRY_S = 0.5
 LAST_RETRY_S = 8.0
 
-# How long an open whose answer was not waited for may still be carried out: a frozen PostgreSQL keeps it.
-LATE_OPEN_S = 60.0
-
 
 class Saves:
     """Each goes on whether or not somebody waits, and is tried again until it is stored."""
 
-    def __init__(self, store: Store, server_id: int) -> None:
-        self._store = store
-        self._server_id = server_id
+    def __init__(self) -> None:
         self._running: set[asyncio.Task[None]] = set()
         self._latest: dict[UUID, asyncio.Task[None]] = {}
         self._last_call = asyncio.Event()
 
     def start(
-        self,
-        org_id: UUID,
-        reply_id: UUID,
-        text: str,
-        status: FinalStatus,
-        *,
-        resume_window_s: float | None = None,
-        opened: bool = True,
+        self, reply_id: UUID, save: Callable[[], Awaitable[bool]], *, look_for_s: float = 0.0
     ) -> asyncio.Future[bool]:
         """Start a save, which takes the place of an earlier one; the future tells whether its first try succeeded.
 
-        Where nobody knows whether the reply was `opened`, it is looked for until that must have been decided.
+        `save` returns whether it found its reply, for which it is called again for `look_for_s`.
         """
         tried: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        save = asyncio.create_task(self._save(org_id, reply_id, text, status, resume_window_s, opened, tried))
-        self._latest[reply_id] = save
-        self._running.add(save)
-        save.add_done_callback(self._running.discard)
+        task = asyncio.create_task(self._save(reply_id, save, look_for_s, tried))
+        self._latest[reply_id] = task
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
         return tried
 
     def forget(self, reply_id: UUID) -> None:
@@ -61,31 +49,17 @@ class Saves:
             await asyncio.wait(self._running, timeout=timeout_s)
 
     async def _save(
-        self,
-        org_id: UUID,
-        reply_id: UUID,
-        text: str,
-        status: FinalStatus,
-        resume_window_s: float | None,
-        opened: bool,
-        tried: asyncio.Future[bool],
+        self, reply_id: UUID, save: Callable[[], Awaitable[bool]], look_for_s: float, tried: asyncio.Future[bool]
     ) -> None:
         this = asyncio.current_task()
         now_s = asyncio.get_running_loop().time
-        give_up_at_s = now_s() + (0 if opened else LATE_OPEN_S)
+        give_up_at_s = now_s() + look_for_s
         delay_s = FIRST_RETRY_S
         while True:
             last_call = self._last_call.is_set()
             stored = settled = False
             try:
-                stored = await self._store.turn_close(
-                    org_id=org_id,
-                    reply_id=reply_id,
-                    server_id=self._server_id,
-                    content=text,
-                    status=status,
-                    resume_window_s=resume_window_s,
-                )
+                stored = await save()
                 settled = stored or now_s() >= give_up_at_s
             except DatabaseAway:
                 pass

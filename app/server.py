@@ -80,7 +80,7 @@ async def keep_turns(app: web.Application) -> AsyncIterator[None]:
     app[DATABASE] = database
     app[STORE] = store = Store(database)
     app[resume.BELLS] = bells = Bells(database, store)
-    saves = Saves(store, bells.server_id)
+    saves = Saves()
     app[TURNS] = turns = Turns(
         store,
         saves,

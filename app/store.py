@@ -103,6 +103,10 @@ class Store:
         }
         return bool(await self._run("turn_close", params, repeatable=True))
 
+    async def turn_undo(self, *, org_id: UUID, reply_id: UUID, server_id: int) -> bool:
+        params = {"org_id": org_id, "reply_id": reply_id, "server_id": server_id}
+        return bool(await self._run("turn_undo", params, repeatable=True))
+
     async def turn_resume(self, *, org_id: UUID, reply_id: UUID, server_id: int) -> bool:
         params = {"org_id": org_id, "reply_id": reply_id, "server_id": server_id}
         return bool(await self._run("turn_resume", params, repeatable=True))
@@ -172,8 +176,8 @@ class Store:
     async def server_call(self, *, channel: str, payload: str) -> None:
         await self._run("server_call", {"channel": channel, "payload": payload}, repeatable=True)
 
-    async def server_lock(self, *, server_id: int) -> None:
-        await self._guard("server_lock", {"server_id": server_id})
+    async def server_lock(self, *, server_id: int) -> Any:
+        return (await self._guard("server_lock", {"server_id": server_id}))[0]
 
     async def demo_seed(self) -> None:
         await self._run("demo_seed", {"org_id": DEMO_ORG_ID, "user_id": DEMO_USER_ID}, repeatable=True)

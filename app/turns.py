@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from datetime import datetime
-from math import ceil
+from functools import partial
+from math import ceil, inf
 from typing import Any, Literal, NamedTuple
 from uuid import UUID, uuid4
 
 from aiohttp import web
 
-from app.bells import Bells, Call, channel
+from app.bells import Bells, Call, ReaderId, channel
 from app.db import Conflict, DatabaseAway
 from app.errors import ApiError
 from app.identity import Caller
+from app.logs import CAME_S
 from app.saves import Saves
 from app.sse import ClientGone, EventStream, encode_chunk, encode_numbered_tokens, encode_tokens
 from app.store import FinalStatus, Store
@@ -27,6 +30,9 @@ log = logging.getLogger(__name__)
 # How often a server shows that it lives, and looks for others that do not: those found missing so often in a row.
 GUARD_S = 1.0
 GIVE_UP_AFTER = 3
+
+# How fast an old reading of the database's clock ages, each GUARD_S.
+CLOCK_DRIFT = 1.05
 
 # How often what is old is forgotten.
 SWEEP_S = 60.0
@@ -39,6 +45,9 @@ LAST_WORDS_S = MODEL_CLOSE_TIMEOUT_S + 0.5
 
 # How often a reply that is read at another server is saved there to see; its readers see no shorter gaps.
 SHARE_S = 0.05
+
+# How long an open whose answer was not waited for may still be carried out: a frozen PostgreSQL keeps it.
+LATE_OPEN_S = 60.0
 
 MINUTE_S = 60.0
 
@@ -67,7 +76,8 @@ def is_connected(transport: asyncio.BaseTransport | None) -> bool:
 class Reader:
     """A client of this process who reads a reply along."""
 
-    def __init__(self, request: web.Request, stream: EventStream, *, numbered: bool) -> None:
+    def __init__(self, request: web.Request, stream: EventStream, reader_id: ReaderId, *, numbered: bool) -> None:
+        self.id = reader_id
         self.stream = stream
         self.numbered = numbered
         self._transport = request.transport
@@ -84,9 +94,9 @@ class Reader:
 class RemoteReader:
     """A client of another server who reads a reply of this one."""
 
-    def __init__(self, server_id: int, reader_id: UUID | None) -> None:
-        self.server_id = server_id
+    def __init__(self, server_id: int, reader_id: ReaderId) -> None:
         self.id = reader_id
+        self.server_id = server_id
         self.called_at_s = asyncio.get_running_loop().time()
         self.more = asyncio.Event()
         self.more.set()
@@ -129,6 +139,12 @@ class Turn:
     @property
     def text(self) -> str:
         return "".join(self.pieces)
+
+    @property
+    def reader_id(self) -> ReaderId | None:
+        """Who reads it, here or at another server."""
+        reader = self.reader or self.remote
+        return reader.id if reader is not None else None
 
     def is_abandoned(self) -> bool:
         return self._asker is not None and self._asker.is_closing()
@@ -222,6 +238,9 @@ class Turns:
         self.followers: set[Reader] = set()
         # Servers whose lock nobody holds, and how often in a row that was so.
         self._missing: dict[int, int] = {}
+        # How far the database's clock is ahead of the event loop's, and how long the statement took that told.
+        self._clock_ahead_s = 0.0
+        self._clock_took_s = inf
         self._none_running = asyncio.Event()
         self._none_running.set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -284,7 +303,13 @@ class Turns:
         turn.task.add_done_callback(lambda _: self.dismiss(turn))
 
     def attach(self, turn: Turn, reader: Reader, offset: int) -> None:
-        """Let `reader` read along from this code point on; who read before is told that they are replaced."""
+        """Let `reader` read along from this code point on; who read before is told that they are replaced.
+
+        Of two the one who came later stays: a request may be long on its way, its client back by another one.
+        """
+        if turn.reader_id is not None and turn.reader_id > reader.id:
+            reader.end("replaced")
+            return
         self._release(turn, "replaced")
         turn.reader = reader
         try:
@@ -310,9 +335,7 @@ class Turns:
             turn.interrupt("disconnected")
             return
         turn.paused = True
-        turn.saved = self._saves.start(
-            turn.caller.org_id, turn.reply_id, turn.text, "disconnected", resume_window_s=self._resume_window_s
-        )
+        turn.saved = self._save(turn, "disconnected", self._resume_window_s)
         self._open_window(turn)
 
     def _release(self, turn: Turn, how: Literal["left", "replaced"]) -> None:
@@ -365,31 +388,32 @@ class Turns:
         if turn is None or turn.ended.done():
             # Its readers see by themselves how it has ended.
             return
-        remote = turn.remote
-        is_current = remote is not None and remote.id == call.reader_id
         if call.kind == "stop":
             turn.interrupt("stopped")
-        elif call.kind == "left":
-            if is_current:
+            return
+        assert call.reader_id is not None
+        if call.kind == "left":
+            if turn.reader_id == call.reader_id:
                 self.lose(turn, None)
-        elif remote is not None and is_current:
-            remote.called_at_s = asyncio.get_running_loop().time()
-        elif call.kind == "insists" or turn.paused:
-            self._run(self._attach_remote(turn, call))
+        elif turn.remote is not None and turn.remote.id == call.reader_id:
+            turn.remote.called_at_s = asyncio.get_running_loop().time()
+        elif turn.reader_id is not None and turn.reader_id > call.reader_id:
+            self._run(self._ring(call.server_id, "replaced", turn, call.reader_id))
+        elif turn.saved is not None:
+            self._run(self._resume_for(turn, call))
         else:
-            answer: Literal["taken", "replaced"] = "taken" if call.kind == "read" else "replaced"
-            self._run(self._ring(call.server_id, answer, turn, call.reader_id))
+            self._release(turn, "replaced")
+            turn.remote = remote = RemoteReader(call.server_id, call.reader_id)
+            remote.task = self._run(self._share(turn, remote))
+            turn.go_on()
 
-    async def _attach_remote(self, turn: Turn, call: Call) -> None:
+    async def _resume_for(self, turn: Turn, call: Call) -> None:
         with suppress(DatabaseAway):
             if await self.resume(turn):
-                self._release(turn, "replaced")
-                turn.remote = remote = RemoteReader(call.server_id, call.reader_id)
-                remote.task = self._run(self._share(turn, remote))
-                turn.go_on()
+                self.take_call(call)
 
     async def _ring(
-        self, server_id: int, kind: Literal["said", "taken", "replaced"], turn: Turn, reader_id: UUID | None
+        self, server_id: int, kind: Literal["said", "replaced"], turn: Turn, reader_id: ReaderId
     ) -> None:
         with suppress(DatabaseAway):
             await self._bells.ring(server_id, kind, turn.reply_id, reader_id)
@@ -419,11 +443,32 @@ class Turns:
 
     def close(self, turn: Turn, status: FinalStatus) -> asyncio.Future[bool]:
         """Start to save the reply with its final status; the future tells whether it is stored at first try."""
-        return self._saves.start(turn.caller.org_id, turn.reply_id, turn.text, status)
+        return self._save(turn, status, None)
 
-    def disown(self, turn: Turn) -> None:
-        """Close as failed, in the background, a reply of which nobody knows whether it was opened, or will be."""
-        self._saves.start(turn.caller.org_id, turn.reply_id, turn.text, "failed", opened=False)
+    def _save(self, turn: Turn, status: FinalStatus, resume_window_s: float | None) -> asyncio.Future[bool]:
+        close = partial(
+            self._store.turn_close,
+            org_id=turn.caller.org_id,
+            reply_id=turn.reply_id,
+            server_id=self.server_id,
+            content=turn.text,
+            status=status,
+            resume_window_s=resume_window_s,
+        )
+        return self._saves.start(turn.reply_id, close)
+
+    def undo(self, turn: Turn) -> None:
+        """Take back, in the background, a turn of which nobody knows whether it was opened, or will be.
+
+        Its client is told that it was not, and may ask again.
+        """
+        undo = partial(
+            self._store.turn_undo,
+            org_id=turn.caller.org_id,
+            reply_id=turn.reply_id,
+            server_id=self.server_id,
+        )
+        self._saves.start(turn.reply_id, undo, look_for_s=LATE_OPEN_S)
 
     async def watch(self) -> None:
         """Ping silent streams, and see which clients are gone. Runs until cancelled."""
@@ -464,12 +509,23 @@ class Turns:
         Raises:
             DatabaseAway: as it says.
         """
-        await self._store.server_lock(server_id=self.server_id)
+        now_s = asyncio.get_running_loop().time
+        began_s = now_s()
+        row = await self._store.server_lock(server_id=self.server_id)
+        took_s = now_s() - began_s
+        # The shorter it took, the better is known when it was that time there. Longer ones count as clocks drift.
+        self._clock_took_s *= CLOCK_DRIFT
+        if took_s <= self._clock_took_s:
+            self._clock_took_s = took_s
+            self._clock_ahead_s = row.now_s - (began_s + took_s / 2)
         given_up = [server_id for server_id, times in self._missing.items() if times >= GIVE_UP_AFTER]
         rows = await self._store.turn_interrupt(given_up=given_up)
         self._missing = {row.server_id: self._missing.get(row.server_id, 0) + 1 for row in rows}
         if closed := sum(row.closed for row in rows):
             log.warning("Closed replies that a dead server left open", extra={"replies": closed})
+
+    def reader_id(self, request: web.Request) -> ReaderId:
+        return ReaderId(request[CAME_S] + self._clock_ahead_s, secrets.randbits(62))
 
     async def keep_guard(self) -> None:
         """Guard again and again. Runs until cancelled."""
@@ -545,6 +601,11 @@ def failure(status: FinalStatus, stored: bool) -> str:
     if stored:
         return f"{what}; what it said so far is saved."
     return f"{what}, but it could not be saved."
+
+
+def undone() -> ApiError:
+    message = "The question was not stored; ask again."
+    return ApiError(503, "Database unavailable", message, headers={"Retry-After": "1"})
 
 
 def stopping() -> ApiError:

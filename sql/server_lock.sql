@@ -1,4 +1,6 @@
--- Hold the lock that tells other servers that this one lives, for as long as the connection lasts.
+-- Hold the lock that tells other servers that this one lives, for as long as the connection lasts; tell the time.
 -- takes:   server_id
--- returns: one row (locked)
-select pg_try_advisory_lock(%(server_id)s) as locked
+-- returns: one row (locked, now_s: seconds since 1970)
+select
+    pg_try_advisory_lock(%(server_id)s) as locked,
+    extract(epoch from clock_timestamp())::float8 as now_s

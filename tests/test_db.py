@@ -6,7 +6,7 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -408,7 +408,7 @@ async def test_save_refused_by_a_database_that_was_made_read_only_is_tried_until
     await eventually(lambda: own_rows.messages(own_tenant.org_id)[1] == ("assistant", "word ", "disconnected"))
 
 
-async def test_turn_opened_after_nobody_waited_for_it_any_longer_is_closed_as_failed(
+async def test_turn_opened_after_nobody_waited_for_it_any_longer_is_taken_back(
     start_server: StartServer, aiohttp_client: Any, postgres: OwnPostgres, own_rows: Rows, own_tenant: Tenant
 ) -> None:
     client = await aiohttp_client(await start_server(database_url=postgres.url, db_timeout_s=0.5))
@@ -424,12 +424,101 @@ async def test_turn_opened_after_nobody_waited_for_it_any_longer_is_closed_as_fa
     assert response.status == 503
     for backend in backends:
         backend.resume()
-    await eventually(
-        lambda: (
-            own_rows.messages(own_tenant.org_id) in ([], [("user", "Hi", "complete"), ("assistant", "", "failed")])
-            and own_rows("select count(*) from messages where status = 'streaming'") == [(0,)]
-        )
-    )
+    idle = "select count(*) from pg_stat_activity where application_name = 'llm-app' and state <> 'idle'"
+    await eventually(lambda: own_rows(idle) == [(0,)] and own_rows.messages(own_tenant.org_id) == [])
+
+
+@pytest.fixture
+def lose_answer(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """Let a server's next open be stored, and its answer be lost."""
+
+    def lose(server: Any) -> None:
+        store = server.app[STORE]
+        turn_open = store.turn_open
+
+        async def open_and_lose(**params: Any) -> Any:
+            monkeypatch.setattr(store, "turn_open", turn_open)
+            assert (await turn_open(**params)).chat_id is not None
+            raise db.DatabaseAway(sent=True)
+
+        monkeypatch.setattr(store, "turn_open", open_and_lose)
+
+    return lose
+
+
+async def test_turn_whose_answer_was_lost_is_taken_back_and_its_key_is_free(
+    start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant, lose_answer: Callable[[Any], None]
+) -> None:
+    server = await start_server(model=says("word"))
+    client = await aiohttp_client(server)
+    headers = tenant.headers | {"Idempotency-Key": "one"}
+    lose_answer(server)
+    assert (await client.post("/chat", json={"message": "Hi"}, headers=headers)).status == 503
+    await eventually(lambda: rows("select count(*) from chats where org_id = %s", tenant.org_id) == [(0,)])
+    assert rows.messages(tenant.org_id) == []
+    assert rows("select count(*) from turn_keys where org_id = %s", tenant.org_id) == [(0,)]
+    answer = await client.post("/chat", json={"message": "Hi"}, headers=headers)
+    assert (answer.status, (await answer.json())["reply"]) == (200, "word")
+
+
+async def test_turn_whose_answer_was_lost_leaves_its_chat_as_it_was(
+    start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant, lose_answer: Callable[[Any], None]
+) -> None:
+    server = await start_server(model=says("word"))
+    client = await aiohttp_client(server)
+    answer = await client.post("/chat", json={"message": "Hi"}, headers=tenant.headers)
+    question = {"message": "And?", "chat_id": (await answer.json())["chat_id"]}
+    before = rows.messages(tenant.org_id)
+    lose_answer(server)
+    assert (await client.post("/chat", json=question, headers=tenant.headers)).status == 503
+    await eventually(lambda: rows.messages(tenant.org_id) == before)
+    assert (await client.post("/chat", json=question, headers=tenant.headers)).status == 200
+    assert len(rows.messages(tenant.org_id)) == 4
+    assert rows("select message_count from chats where org_id = %s", tenant.org_id) == [(4,)]
+
+
+@pytest.mark.parametrize("path", ["/chat", "/chat/stream"])
+async def test_question_asked_again_before_its_turn_is_taken_back_is_503_and_then_answered(
+    start_server: StartServer,
+    aiohttp_client: Any,
+    rows: Rows,
+    tenant: Tenant,
+    lose_answer: Callable[[Any], None],
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+) -> None:
+    first, second = [await start_server(model=says("word")) for _ in range(2)]
+    store, may_undo = first.app[STORE], asyncio.Event()  # type: ignore[index]
+    turn_undo = store.turn_undo
+
+    async def undo_late(**params: Any) -> bool:
+        await may_undo.wait()
+        return bool(await turn_undo(**params))
+
+    monkeypatch.setattr(store, "turn_undo", undo_late)
+    lose_answer(first)
+    headers = tenant.headers | {"Idempotency-Key": "one"}
+    client, elsewhere = await aiohttp_client(first), await aiohttp_client(second)
+    assert (await client.post(path, json={"message": "Hi"}, headers=headers)).status == 503
+    finds = asyncio.Event()
+    reply_find = second.app[STORE].reply_find  # type: ignore[index]
+
+    async def find(**params: Any) -> Any:
+        row = await reply_find(**params)
+        finds.set()
+        return row
+
+    monkeypatch.setattr(second.app[STORE], "reply_find", find)  # type: ignore[index]
+    again = asyncio.create_task(elsewhere.post(path, json={"message": "Hi"}, headers=headers))
+    await finds.wait()
+    may_undo.set()
+    answer = await again
+    assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+    assert (await answer.json())["message"] == "The question was not stored; ask again."
+    answer = await elsewhere.post(path, json={"message": "Hi"}, headers=headers)
+    assert answer.status == 200
+    await answer.read()
+    assert rows.messages(tenant.org_id) == [("user", "Hi", "complete"), ("assistant", "word", "complete")]
 
 
 async def test_start_of_a_second_server_leaves_the_streams_of_the_first_alone(

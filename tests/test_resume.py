@@ -15,9 +15,10 @@ from serving import StartServer
 from support import Gated, RawClient, Rows, Tenant, events, eventually, logged, post, says
 
 from app.bells import Call
+from app.logs import CAME_S
 from app.model import Model
 from app.resume import BELLS
-from app.turns import TURNS
+from app.turns import GIVE_UP_AFTER, TURNS
 
 TEXT = "One two  three\n四 five 🙂 six seven eight nine ten."
 PIECES = re.findall(r"\s*\S+", TEXT)
@@ -200,13 +201,16 @@ async def test_second_reader_takes_over_from_one_at_another_server_for_good(
     assert stored(rows, reply_id) == ("complete", TEXT)
 
 
-async def test_reader_who_is_gone_when_its_server_is_heard_replaces_nobody(
-    start_server: StartServer, rows: Rows, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("second_at", ["its home", "a third server"])
+async def test_reader_who_came_earlier_and_is_heard_later_replaces_nobody(
+    start_server: StartServer, rows: Rows, tenant: Tenant, monkeypatch: pytest.MonkeyPatch, second_at: str
 ) -> None:
     model = Gated(pieces=PIECES)
     house = await open_house(start_server, True, model)
-    first, reply_id = await ask(house.home, tenant)
-    seen = await read_pieces(first, model, 2)
+    third = await start_server()
+    await third.app[BELLS].listening.wait()
+    asker, reply_id = await ask(house.home, tenant)
+    await disconnect(house, rows, asker, reply_id)
     bells = house.door.app[BELLS]
     ring, calls, may_call = bells.ring, asyncio.Event(), asyncio.Event()
 
@@ -216,18 +220,31 @@ async def test_reader_who_is_gone_when_its_server_is_heard_replaces_nobody(
         await ring(*call)
 
     monkeypatch.setattr(bells, "ring", ring_late)
-    gone = await come_back(house.door, tenant, reply_id, 0)
+    first = await come_back(house.door, tenant, reply_id, 0)
     await calls.wait()
-    [connection] = house.door.runner.server.connections
-    gone.reset()
-    await eventually(lambda: connection.transport is None)
+    second = await come_back(house.home if second_at == "its home" else third, tenant, reply_id, 0)
+    await second.read_head()
+    seen = await read_pieces(second, model, 2)
     may_call.set()
-    await eventually(lambda: not bells._followers)
+    _, read = await read_rest(first)
+    assert [event.get("error") for event in read] == ["Replaced"]
     model.go(len(PIECES))
-    read = events(b"".join(await first.read_chunks()))
-    assert read[-1].get("done") is True
-    assert seen + spoken(read) == TEXT
+    read = events(b"".join(await second.read_chunks()))
+    assert (seen + spoken(read), read[-1]["done"]) == (TEXT, True)
     assert stored(rows, reply_id) == ("complete", TEXT)
+
+
+async def test_readers_are_ordered_by_the_databases_clock(start_server: StartServer, rows: Rows) -> None:
+    def database_now_s() -> float:
+        [(now_s,)] = rows("select extract(epoch from clock_timestamp())::float8")
+        return float(now_s)
+
+    turns = (await start_server()).app[TURNS]
+    before_s = database_now_s()
+    request: Any = {CAME_S: asyncio.get_running_loop().time()}
+    first, second = turns.reader_id(request), turns.reader_id(request)
+    assert before_s - 1 < first.came_at_s < database_now_s() + 1
+    assert first != second
 
 
 async def test_reader_who_stays_to_the_end_of_a_reply_is_not_told_of_another(
@@ -250,7 +267,7 @@ async def test_reader_who_stays_to_the_end_of_a_reply_is_not_told_of_another(
     model.go(len(PIECES))
     await eventually(lambda: kinds)
     # Its server's call crosses the news that the reply has ended.
-    house.turns.take_call(Call("stays", uuid.UUID(reply_id), follower.id, house.door.app[BELLS].server_id))
+    house.turns.take_call(Call("read", uuid.UUID(reply_id), follower.id, house.door.app[BELLS].server_id))
     may_ring.set()
     await reader.read_chunks()
     assert kinds == ["said"]
@@ -289,6 +306,26 @@ async def test_after_the_window_the_model_is_closed_and_the_rest_is_an_error(
     assert read[-1]["error"] == "Stream failed"
     status, _ = await (await come_back(house.door, tenant, reply_id, len(seen))).read_head()
     assert status == b"HTTP/1.1 204 No Content"
+
+
+async def test_paused_reply_of_a_dead_server_is_no_longer_waited_for(
+    start_server: StartServer, rows: Rows, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = await open_house(start_server, True, Gated(pieces=PIECES), resume_window_s=3600)
+    client, reply_id = await ask(house.home, tenant)
+    seen = await read_pieces(client, house.model, 3)
+    await disconnect(house, rows, client, reply_id)
+    # Nobody holds the lock of this server, nor hears its calls.
+    rows("update messages set server_id = 1 where id = %s", reply_id)
+    client = await come_back(house.door, tenant, reply_id, 3)
+    guard = house.door.app[TURNS].guard
+    for _ in range(GIVE_UP_AFTER):
+        await guard()
+        assert rows("select resumable_until > now() from messages where id = %s", reply_id) == [(True,)]
+    await guard()
+    _, read = await read_rest(client)
+    assert (spoken(read), read[-1]["error"]) == (seen[3:], "Stream failed")
+    assert stored(rows, reply_id) == ("disconnected", seen)
 
 
 async def test_without_a_window_a_reply_ends_with_its_reader(

@@ -89,6 +89,7 @@ def test_statement_says_what_it_takes_and_returns(name: str) -> None:
         ("message_list", "messages_org_id_chat_id_position_key"),
         ("turn_open", "messages_org_id_chat_id_position_key"),
         ("turn_interrupt", "messages_running"),
+        ("turn_interrupt", "messages_resumable"),
     ],
 )
 def test_page_is_read_in_the_order_of_its_index(cursor: Any, name: str, index: str) -> None:

@@ -286,8 +286,9 @@ class Ledger:
                 # 204: ended, with no more to say. 409: its server was killed, and took with it what was not saved.
                 if entry.status in (204, 409):
                     return
-            # Nobody else reads it: a connection of its own that it had left before was heard of late.
-            if entry.last is not None and entry.last.get("error") != "Replaced":
+            if entry.last is not None:
+                # Nobody else reads it.
+                assert entry.last.get("error") != "Replaced", entry
                 return
             await asyncio.sleep(0.05 if entry.status == 200 else 0.3)
         raise AssertionError(f"no end in {patience_s:g} s: {entry}")
