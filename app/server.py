@@ -93,6 +93,8 @@ async def keep_turns(app: web.Application) -> AsyncIterator[None]:
         resume_window_s=settings.resume_window_s,
     )
     await database.open()
+    await turns.lock()
+    # Reads the clock again, now that its connection is there.
     await turns.guard()
     # So that the first turn finds a connection.
     await store.database_ping()

@@ -503,8 +503,8 @@ class Turns:
             # Again, for a model that does not let go.
             turn.interrupt(turn.interrupted_by)
 
-    async def guard(self) -> None:
-        """Show that this server lives, and close what dead ones left open.
+    async def lock(self) -> None:
+        """Show that this server lives, and read the database's clock.
 
         Raises:
             DatabaseAway: as it says.
@@ -518,6 +518,14 @@ class Turns:
         if took_s <= self._clock_took_s:
             self._clock_took_s = took_s
             self._clock_ahead_s = row.now_s - (began_s + took_s / 2)
+
+    async def guard(self) -> None:
+        """Show that this server lives, and close what dead ones left open.
+
+        Raises:
+            DatabaseAway: as it says.
+        """
+        await self.lock()
         given_up = [server_id for server_id, times in self._missing.items() if times >= GIVE_UP_AFTER]
         rows = await self._store.turn_interrupt(given_up=given_up)
         self._missing = {row.server_id: self._missing.get(row.server_id, 0) + 1 for row in rows}
