@@ -175,9 +175,7 @@ async def follow(
         except ClientGone:
             request[OUTCOME] = "disconnected"
             log.warning("Client disconnected during stream")
-            if row.status == "streaming":
-                with suppress(DatabaseAway):
-                    await bells.ring(row.server_id, "left", reply_id, follower.id)
+            await leave(bells, row, reply_id, follower)
             reader = reader or await connect(request, row.chat_id, reply_id, numbered=numbered)
             return reader.stream
         except Replaced:
@@ -190,7 +188,8 @@ async def follow(
             last = error_event("Stream failed", exc.message)
         else:
             assert reader is not None
-            if row.status == "streaming":
+            if row.status == "streaming" or row.resumable:
+                await leave(bells, row, reply_id, follower)
                 last = error_event("Stream failed", "This server is stopping; the reply may go on.")
             else:
                 request[OUTCOME] = row.status
@@ -204,6 +203,13 @@ async def follow(
     except ClientGone:
         log.warning("Client disconnected during stream")
     return reader.stream
+
+
+async def leave(bells: Bells, row: FoundReply, reply_id: UUID, follower: Follower) -> None:
+    """Tell the server that has a reply that it is no longer read."""
+    if is_open(row):
+        with suppress(DatabaseAway):
+            await bells.ring(row.server_id, "left", reply_id, follower.id)
 
 
 class Replaced(Exception):

@@ -307,7 +307,7 @@ class Turns:
 
         Of two the one who came later stays: a request may be long on its way, its client back by another one.
         """
-        if turn.reader_id is not None and turn.reader_id > reader.id:
+        if turn.reader_id is not None and turn.reader_id > reader.id and not turn.ended.done():
             reader.end("replaced")
             return
         self._release(turn, "replaced")

@@ -333,6 +333,27 @@ async def test_paused_reply_of_a_dead_server_is_no_longer_waited_for(
     assert stored(rows, reply_id) == ("disconnected", seen)
 
 
+@pytest.mark.parametrize("paused", [False, True])
+async def test_reader_at_a_server_that_stops_is_told_that_the_reply_may_go_on(
+    start_server: StartServer, rows: Rows, tenant: Tenant, paused: bool
+) -> None:
+    house = await open_house(start_server, True, Gated(pieces=PIECES))
+    client, reply_id = await ask(house.home, tenant)
+    seen = await read_pieces(client, house.model, 2)
+    if paused:
+        await disconnect(house, rows, client, reply_id)
+        # Its server does not answer.
+        rows("update messages set server_id = server_id + 1 where id = %s", reply_id)
+    reader = await come_back(house.door, tenant, reply_id, 0)
+    await eventually(lambda: house.door.app[BELLS]._followers)
+    await house.door.app[TURNS].drain(0)
+    _, read = await read_rest(reader)
+    assert seen.startswith(spoken(read))
+    assert read[-1]["message"] == "This server is stopping; the reply may go on."
+    # And its server that nobody reads it.
+    await eventually(lambda: house.turns.find(uuid.UUID(reply_id)).paused)
+
+
 async def test_without_a_window_a_reply_ends_with_its_reader(
     start_server: StartServer, rows: Rows, tenant: Tenant
 ) -> None:

@@ -8,10 +8,12 @@ import itertools
 import json
 import random
 import socket
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import jwt
 import pytest
 import requests
 import schemathesis
@@ -48,6 +50,7 @@ CHECKS = [
 TIMEOUT_S = 10
 # A longer one aiohttp answers itself.
 URL_LIMIT = 8000
+JWT_SECRET = "a secret of no less than 32 characters"
 
 
 class Fuzz:
@@ -200,14 +203,16 @@ QUESTION_QUERY = mostly(
     st.builds(b"message=$number%b&orgId=$org_id&userId=$user_id&".__mod__, IN_URL) | st.just(b"ticket=$ticket&"),
     st.just(b""),
 )
-IDENTITY = mostly(st.just([b"x-org-id: $org_id", b"x-user-id: $user_id"]), st.just([]))
+IDENTITY = mostly(
+    st.just([b"x-org-id: $org_id", b"x-user-id: $user_id", b"Authorization: Bearer $token"]), st.just([])
+)
 HEADERS = {
     b"x-org-id": [b"$org_id", b"$user_id"],
     b"x-user-id": [b"$user_id"],
     b"x-request-id": [b"a.b_c:d-e", b"x" * 129],
     b"Idempotency-Key": [b"", b"$number", b"k" * 255, b"k" * 256],
     b"Last-Event-ID": [b"", b"$message_id:0", b"$message_id:7", b"$message_id:9:end", b"-" * 36 + b":1"],
-    b"Authorization": [b"Bearer", b"Bearer a.b.c", b"Basic Og=="],
+    b"Authorization": [b"Bearer", b"Bearer a.b.c", b"Bearer $token", b"Basic Og=="],
     b"Origin": [b"null", b"http://localhost:8080", b"http://x"],
     b"Sec-Fetch-Site": [b"none", b"cross-site"],
     b"Range": [b"bytes=0-3", b"bytes=999999-", b"bytes=-0", b"bytes=3-0"],
@@ -247,6 +252,7 @@ QUESTION = st.fixed_dictionaries(
     {"message": st.just("$number") | TEXT.map("$number {}".format) | st.sampled_from(["", " \x85\u2028"]) | VALUE},
     optional={"chat_id": st.sampled_from(["$chat_id", "$message_id"]) | TEXT | VALUE, "more": VALUE},
 )
+FRAMING = mostly(st.just("length"), st.sampled_from(["chunked", "HTTP/1.0"]))
 GOOD_BODY = among(b'{"message":"$number"}', b'{"message":"$number","chat_id":"$chat_id"}')
 ODD_BODY = st.one_of(
     QUESTION.map(lambda question: json.dumps(question).encode()),
@@ -267,8 +273,8 @@ ODD_BODY = st.one_of(
 
 
 @st.composite
-def templates(draw: st.DrawFn, operation: Any) -> tuple[Any, bytes, list[bytes], bytes]:
-    """Give the operation, and a target, headers and a body for it, each of which is odd now and then."""
+def templates(draw: st.DrawFn, operation: Any) -> tuple[Any, bytes, list[bytes], bytes, str]:
+    """Give the operation, a target, headers and a body for it, each odd now and then, and how they are framed."""
     target = operation.path.encode()
     for name in (b"chat_id", b"message_id"):
         target = target.replace(b"{%b}" % name, draw(mostly(st.just(b"$" + name), IN_URL)))
@@ -282,36 +288,54 @@ def templates(draw: st.DrawFn, operation: Any) -> tuple[Any, bytes, list[bytes],
     pairs = st.tuples(among(b"", b"%00", *names), IN_QUERY)
     # At most one long value: more are too long for aiohttp.
     target += b"&".join(map(b"=".join, draw(st.lists(pairs, max_size=2, unique_by=lambda pair: pair[1]))))
+    framing = draw(FRAMING)
     if not operation.body:
-        return operation, target, headers, b""
+        return operation, target, headers, b"", framing
     headers.append(b"Content-Type: " + draw(CONTENT_TYPE))
     headers += draw(mostly(st.just([]), MORE_OF_BODY))
-    return operation, target, headers, draw(GOOD_BODY if draw(st.booleans()) else ODD_BODY)
+    return operation, target, headers, draw(GOOD_BODY if draw(st.booleans()) else ODD_BODY), framing
 
 
+def frame(head: bytes, body: bytes, framing: str) -> bytes:
+    """Give the bytes of a request (RFC 9112, 6 and 7.1)."""
+    if framing != "chunked":
+        return head + b"\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    middle = len(body) // 2
+    chunks = [b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:middle], body[middle:]) if part]
+    return head + b"\r\nTransfer-Encoding: chunked\r\n\r\n" + b"".join(chunks) + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize("environ", [{}, {"JWT_SECRET": JWT_SECRET}], ids=["headers", "tokens"])
 @pytest.mark.timeout(1800)
 def test_any_bytes_that_are_http_are_answered_as_the_document_says(
-    serve: Callable[..., Server], own_rows: Rows, database: str, say: Callable[..., None]
+    serve: Callable[..., Server],
+    own_rows: Rows,
+    database: str,
+    say: Callable[..., None],
+    environ: dict[str, str],
 ) -> None:
-    fuzz = Fuzz(serve(SIM_DELAY_MS="0-0"), own_rows.tenant())
+    fuzz = Fuzz(serve(SIM_DELAY_MS="0-0", **environ), own_rows.tenant())
+    claims = {"org_id": fuzz.tenant.org_id, "sub": fuzz.tenant.user_id, "exp": time.time() + 3600}
+    token = jwt.encode(claims, JWT_SECRET, "HS256")
     connections: list[socket.socket] = []
 
-    def ask(template: tuple[Any, bytes, list[bytes], bytes]) -> None:
-        operation, target, headers, body = template
+    def ask(template: tuple[Any, bytes, list[bytes], bytes, str]) -> None:
+        operation, target, headers, body, framing = template
         values = LARGE | {name: fuzz.latest(name) for name in fuzz.known}
         values |= {
             "number": str(next(fuzz.number)),
             "org_id": fuzz.tenant.org_id,
             "user_id": fuzz.tenant.user_id,
+            "token": token,
         }
-        head = b"\r\n".join(
-            [operation.method.upper().encode() + b" " + target + b" HTTP/1.1", b"Host: x", *headers]
-        )
+        version = b"HTTP/1.0" if framing == "HTTP/1.0" else b"HTTP/1.1"
+        line = b" ".join([operation.method.upper().encode(), target, version])
+        head = b"\r\n".join([line, b"Host: x", *headers])
         for name, value in values.items():
             head, body = (part.replace(b"$" + name.encode(), value.encode()) for part in (head, body))
         if not connections:
             connections.append(socket.create_connection(("127.0.0.1", fuzz.server.port), TIMEOUT_S))
-        connections[0].sendall(head + b"\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        connections[0].sendall(frame(head, body, framing))
         with http.client.HTTPResponse(connections[0], method=operation.method.upper()) as raw:
             raw.begin()
             response = Response(
