@@ -183,7 +183,7 @@ def greet(settings: Settings, listener: socket.socket) -> None:
         host = f"[{host}]"
     base = f"http://{host}:{port}"
     lines = ["", f"  Test page  {base}/"]
-    if settings.seed_demo:
+    if settings.seed_demo and not settings.checks_tokens:
         lines += [
             "  Try        curl -N " + f"{base}/chat/stream \\",
             f"               -H 'x-org-id: {DEMO_ORG_ID}' \\",

@@ -19,7 +19,7 @@ from app import tickets
 from app.db import Conflict, DatabaseAway
 from app.errors import ApiError
 from app.identity import CALLER, parse_uuid
-from app.inputs import Question, check_question, read_key, read_page, read_question
+from app.inputs import Question, check_question, read_key, read_page, read_question, refuse_spelling
 from app.logs import OUTCOME
 from app.model import Conversation, Message, Model, Reply, excerpt
 from app.resume import (
@@ -94,6 +94,7 @@ async def stream_to_event_source(request: web.Request) -> web.StreamResponse:
     if ticket is not None:
         question = await tickets.use(request, ticket, turn_id)
     else:
+        refuse_spelling(request.query, "chat_id", "chatId")
         question = check_question(request, request.query.get("message"), request.query.get("chatId"))
     return await stream_reply(request, question, reply_id=turn_id, numbered=True)
 
@@ -109,7 +110,7 @@ async def stream_reply(
     if turn.interrupted_by == "interrupted":
         request.app[TURNS].start(turn, conduct(request.app, turn, opened))
         raise stopping()
-    reader = await connect(request, turn.chat_id, turn.reply_id, numbered=numbered)
+    reader = await connect(request, turn.chat_id, turn.reply_id, 0, numbered=numbered)
     turns = request.app[TURNS]
     turns.attach(turn, reader, 0)
     turns.start(turn, conduct(request.app, turn, opened))

@@ -298,9 +298,10 @@ def migrate(url: str, *, timeout_s: float) -> None:
                 backend.apply_migrations(backend.to_apply(migrations))
         finally:
             backend.connection.close()
+    except psycopg2.ProgrammingError:
+        raise StartError("the database cannot be migrated: may its user create tables?") from None
     except psycopg2.Error as exc:
-        cause = f"{type(exc).__name__} {exc.pgcode or ''}".rstrip()
-        raise StartError(f"the database cannot be migrated: {cause}; may its user create tables?") from None
+        raise StartError(f"the database cannot be migrated: {' '.join(str(exc).split())}") from None
     finally:
         guard.close()
 

@@ -83,8 +83,12 @@ def caller(given: MultiMapping[str], names: tuple[str, str]) -> Caller:
 
 def exactly_one(name: str, values: Sequence[str]) -> str:
     if len(values) != 1:
-        raise ApiError(401, "Unauthorized", f"{name} is given {len(values)} times, expected once.")
+        raise ApiError(401, "Unauthorized", not_once(name, values))
     return values[0]
+
+
+def not_once(name: str, values: Sequence[str]) -> str:
+    return f"{name} is {f'given {len(values)} times' if values else 'missing'}, expected once."
 
 
 def parse_uuid(name: str, value: object) -> UUID:

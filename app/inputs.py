@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import Container
 from typing import NamedTuple, NoReturn
 from uuid import UUID
 
@@ -34,6 +35,7 @@ async def read_question(request: web.Request) -> Question:
         ApiError: 400, 408, 413 or 415, the body is not what it should be.
     """
     body = await read_json_object(request)
+    refuse_spelling(body, "chatId", "chat_id")
     return check_question(request, body.get("message"), body.get("chat_id"))
 
 
@@ -78,6 +80,12 @@ def check_question(request: web.Request, message: object, chat_id: object) -> Qu
     if storable(message) != message:
         raise ApiError(400, "Bad message", "message holds NUL or a lone surrogate, expected Unicode text.")
     return Question(message, None if chat_id is None else parse_uuid("chat_id", chat_id))
+
+
+def refuse_spelling(given: Container[str], wrong: str, right: str) -> None:
+    """Refuse the name that belongs elsewhere: unseen, it would start a new chat."""
+    if wrong in given:
+        raise ApiError(400, "Bad name", f"{wrong} is given, expected {right}.")
 
 
 def read_key(request: web.Request) -> str | None:

@@ -82,8 +82,11 @@ async def stop(request: web.Request) -> web.Response:
     return web.json_response({"message_id": str(reply_id), "status": status})
 
 
-async def connect(request: web.Request, chat_id: UUID, reply_id: UUID, *, numbered: bool) -> Reader:
-    """Send the headers of an event stream; of a client that is gone by now, `Turns.attach` will take note."""
+async def connect(request: web.Request, chat_id: UUID, reply_id: UUID, offset: int, *, numbered: bool) -> Reader:
+    """Send the headers of an event stream that goes on at `offset`.
+
+    Of a client that is gone by now, `Turns.attach` will take note.
+    """
     stream = EventStream(
         request,
         headers={"x-chat-id": str(chat_id), "x-message-id": str(reply_id)},
@@ -92,9 +95,9 @@ async def connect(request: web.Request, chat_id: UUID, reply_id: UUID, *, number
     try:
         await stream.prepare(request)
         if numbered:
-            # Sets the last event id without an event: an EventSource that loses the connection before the first
+            # Sets the last event id without an event: an EventSource that loses the connection before the next
             # token comes back with it, and does not ask again.
-            stream.send(encode_chunk(encode_id(f"{reply_id}:0")))
+            stream.send(encode_chunk(encode_id(f"{reply_id}:{offset}")))
     except ClientGone:
         stream.abort()
     return Reader(request, stream, request.app[TURNS].reader_id(request), numbered=numbered)
@@ -137,7 +140,7 @@ async def read_reply(
         if offset > turn.length:
             refuse_offset(offset, turn.length)
         if await turns.resume(turn):
-            reader = await connect(request, turn.chat_id, reply_id, numbered=numbered)
+            reader = await connect(request, turn.chat_id, reply_id, offset, numbered=numbered)
             turns.attach(turn, reader, offset)
             return await read_along(request, turn, reader)
         await asyncio.shield(turn.ended)
@@ -165,7 +168,7 @@ async def follow(
                 if reader is None:
                     if offset > len(row.content):
                         refuse_offset(offset, len(row.content))
-                    reader = await connect(request, row.chat_id, reply_id, numbered=numbered)
+                    reader = await connect(request, row.chat_id, reply_id, offset, numbered=numbered)
                     turns.followers.add(reader)
                 if offset < len(row.content):
                     waits = reader.stream.send(encode_rest(row.content[offset:], reply_id, offset, numbered))
@@ -176,10 +179,10 @@ async def follow(
             request[OUTCOME] = "disconnected"
             log.warning("Client disconnected during stream")
             await leave(bells, row, reply_id, follower)
-            reader = reader or await connect(request, row.chat_id, reply_id, numbered=numbered)
+            reader = reader or await connect(request, row.chat_id, reply_id, offset, numbered=numbered)
             return reader.stream
         except Replaced:
-            reader = reader or await connect(request, row.chat_id, reply_id, numbered=numbered)
+            reader = reader or await connect(request, row.chat_id, reply_id, offset, numbered=numbered)
             request[OUTCOME] = "replaced"
             last = replaced_event()
         except ApiError as exc:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from aiohttp import web
+from jwt.algorithms import has_crypto
 
 from app.errors import StartError
 
@@ -184,6 +185,10 @@ class Settings:
                 raise StartError(f"{key} is {shown}, expected {setting.metadata['expected']}") from None
         if values.get("jwt_secret") and values.get("jwt_jwks_url"):
             raise StartError("JWT_SECRET and JWT_JWKS_URL are both set, expected one of them")
+        if values.get("jwt_jwks_url") and not has_crypto:
+            raise StartError(
+                "JWT_JWKS_URL is set, and cryptography not installed: .venv/bin/pip install -e '.[jwks]'"
+            )
         return cls(**values)
 
 

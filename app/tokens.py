@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import Any
 from uuid import UUID
@@ -11,8 +12,10 @@ import jwt
 from aiohttp import web
 
 from app.errors import ApiError
-from app.identity import Caller
+from app.identity import Caller, not_once
 from app.settings import Settings
+
+log = logging.getLogger(__name__)
 
 # Between the clocks of who signs a token and who checks it.
 LEEWAY_S = 5
@@ -46,7 +49,7 @@ class Tokens:
         """
         given = request.headers.getall("Authorization", [])
         if len(given) != 1:
-            raise refused(f"Authorization is given {len(given)} times, expected once.")
+            raise refused(not_once("Authorization", given))
         scheme, _, token = given[0].partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise refused("Authorization is expected as: Bearer <token>.")
@@ -83,7 +86,8 @@ class Tokens:
             if key_id not in self._keys and time.monotonic() - self._fetched_at_s > FETCH_AGAIN_S:
                 try:
                     keys = await asyncio.to_thread(self._client.get_signing_keys, refresh=True)
-                except jwt.PyJWKClientError:
+                except jwt.PyJWKClientError as exc:
+                    log.warning("Keys unavailable", extra={"cause": str(exc)})
                     raise ApiError(
                         503, "Keys unavailable", "The keys of tokens cannot be had.", headers={"Retry-After": "5"}
                     ) from None
@@ -95,9 +99,11 @@ class Tokens:
 
 
 def claimed_uuid(claims: dict[str, Any], name: str) -> UUID:
+    if name not in claims:
+        raise refused(f"The token has no claim {name}.")
     try:
         return UUID(claims[name])
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (TypeError, ValueError, AttributeError):
         raise refused(f"The token's claim {name} is no UUID.") from None
 
 

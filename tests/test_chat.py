@@ -218,6 +218,7 @@ BAD = {
         "Bad message",
         "message has 32001 characters, expected at most 32000",
     ),
+    "chatId": (b'{"message": "Hi", "chatId": null}', JSON, 400, "Bad name", "chatId is given, expected chat_id."),
     "bad chat_id": (b'{"message": "Hi", "chat_id": "x"}', JSON, 400, "Bad UUID", "chat_id"),
     "chat_id is a number": (b'{"message": "Hi", "chat_id": 1}', JSON, 400, "Bad UUID", "chat_id"),
     "chat_id in braces": (
@@ -303,6 +304,7 @@ async def test_longest_message_is_accepted(client: TestClient, rows: Rows, tenan
         ({"message": " "}, "Bad message"),
         ({"message": "a\0b"}, "Bad message"),
         ({"message": "Hi", "chatId": "x"}, "Bad UUID"),
+        ({"message": "Hi", "chat_id": "x"}, "Bad name"),
     ],
 )
 async def test_bad_query_of_an_event_source_is_400(

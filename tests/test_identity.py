@@ -134,7 +134,8 @@ async def test_identity_parameter_missing_or_sent_twice_is_401(
     params += [(parameter, tenant.query[parameter])] * times
     response = await client.get("/chat/stream", params=params)
     assert response.status == 401
-    assert f"{parameter} is given {times} times, expected once." in (await response.json())["message"]
+    what = f"given {times} times" if times else "missing"
+    assert f"{parameter} is {what}, expected once." in (await response.json())["message"]
     assert rows.messages(tenant.org_id) == []
 
 

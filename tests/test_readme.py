@@ -17,7 +17,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from playwright.async_api import async_playwright
 from serving import StartServer
-from support import Rows, Tenant, says
+from support import Rows, Tenant, events, says
 
 README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
 
@@ -35,7 +35,7 @@ def base(server: TestServer) -> str:
 
 async def test_curl_line_gives_the_bytes_shown(start_server: StartServer, rows: Rows) -> None:
     server = await start_server(model=says("Hello", " world"), seed_demo=True)
-    command = snippet("sh", "curl -N").replace("http://127.0.0.1:3000", base(server))
+    command = snippet("sh", "curl -N http").replace("http://127.0.0.1:3000", base(server))
     process = await asyncio.create_subprocess_exec(
         *shlex.split(command), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
     )
@@ -44,6 +44,23 @@ async def test_curl_line_gives_the_bytes_shown(start_server: StartServer, rows: 
     pattern = re.escape(shown.strip()).replace("…", "[0-9a-f-]+")
     assert re.fullmatch(pattern, out.decode().strip())
     rows.forget_demo()
+
+
+async def test_curl_line_that_resumes_gives_the_rest(start_server: StartServer, rows: Rows) -> None:
+    server = await start_server(model=says("Hello", " world"), seed_demo=True)
+    ask = ["bash", "-c", snippet("sh", "curl -N http").replace("http://127.0.0.1:3000", base(server))]
+    resume = ["bash", "-c", snippet("sh", "$ID").replace("http://127.0.0.1:3000", base(server))]
+
+    async def run(command: list[str], **environ: str) -> list[dict[str, Any]]:
+        process = await asyncio.create_subprocess_exec(
+            *command, env=os.environ | environ, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+        )
+        return events((await process.communicate())[0])
+
+    done = (await run(ask))[-1]
+    rest = await run(resume, ID=done["message_id"], N="8")
+    assert [event["token"] for event in rest] == ["rld", ""]
+    assert rest[-1] == done
 
 
 def test_error_event_shown_is_the_one_sent() -> None:

@@ -161,7 +161,7 @@ async def test_event_ids_of_a_resumed_stream_count_on(house: House, rows: Rows, 
     assert head[b"x-message-id"].decode() == reply_id
     body = b"".join(await client.read_chunks()).decode()
     ids = re.findall(r"^id: (.*)$", body, re.MULTILINE)
-    assert ids[:3] == [f"{reply_id}:0", f"{reply_id}:4", f"{reply_id}:7"]
+    assert ids[:3] == [f"{reply_id}:3", f"{reply_id}:4", f"{reply_id}:7"]
     assert ids[-1] == f"{reply_id}:{len(TEXT)}:end"
     assert rows("select count(*) from messages where org_id = %s", tenant.org_id) == [(2,)]
 

@@ -85,6 +85,13 @@ def test_bad_value_is_one_line_with_key_value_and_expectation(key: str, value: s
     assert str(caught.value) == line
 
 
+def test_keys_at_a_url_without_cryptography_stop_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.settings.has_crypto", False)
+    with pytest.raises(StartError, match="JWT_JWKS_URL is set, and cryptography not installed: "):
+        Settings.from_environ({"JWT_JWKS_URL": "https://id.example.com/keys"})
+    assert Settings.from_environ({"JWT_SECRET": "x" * 32}).checks_tokens
+
+
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(FrozenInstanceError):
         Settings().port = 1  # type: ignore[misc]
