@@ -90,12 +90,13 @@ class Bells:
         while True:
             try:
                 async for payload in self._database.listen(channel(self.server_id), self.listening.set):
-                    self._hear(payload, take)
+                    try:
+                        self._hear(payload, take)
+                    except Exception:
+                        log.exception("Call failed")
             except OSError:
                 # The guard logs that the database is away.
                 self.listening.clear()
-            except Exception:
-                log.exception("Bell failed")
             await asyncio.sleep(LISTEN_AGAIN_S)
 
     def _hear(self, payload: str, take: Callable[[Call], Any]) -> None:

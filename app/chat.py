@@ -30,6 +30,7 @@ from app.resume import (
     read_last_event_id,
     read_reply,
     reply_body,
+    undone,
     wait_for_reply,
 )
 from app.settings import SETTINGS
@@ -53,7 +54,7 @@ async def send(request: web.Request) -> web.Response:
     question = await read_question(request)
     key = read_key(request)
     # With a key its client may come back and ask again, so that its leaving is no reason to stop.
-    turn = Turn(request[CALLER], asker=request.transport if key is None else None)
+    turn = Turn(request[CALLER], whole=True, asker=request.transport if key is None else None)
     opened = await open_turn(request, turn, question, key, stream=False)
     if isinstance(opened, uuid.UUID):
         return web.json_response(await wait_for_reply(request, opened))
@@ -122,11 +123,7 @@ async def conduct(app: web.Application, turn: Turn, conversation: Conversation) 
     turns = app[TURNS]
     try:
         status = await turn.relay(relay(app, turn, conversation))
-        if status == "disconnected" and turn.saved is not None and not turns.stopping:
-            # Saved when it was paused.
-            stored = await turn.saved
-        else:
-            stored = await turns.close(turn, status)
+        stored = await turns.close(turn, status)
     except asyncio.CancelledError:
         turns.close(turn, "interrupted")
         turn.finish(Ended("interrupted", stored=False))
@@ -279,6 +276,9 @@ async def why_not_opened(request: web.Request, row: OpenedTurn, key: str | None,
             return reply_id
     if not row.chat_known:
         refuse_chat()
+    if row.running_id is None:
+        # The key's turn has just been taken back.
+        raise undone()
     raise reply_runs(row.running_id)
 
 

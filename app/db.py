@@ -165,7 +165,14 @@ class Database:
         """
         try:
             connection = await aiopg.connect(
-                self._url, timeout=self._timeout_s, enable_hstore=False, application_name="llm-app bell"
+                self._url,
+                timeout=self._timeout_s,
+                enable_hstore=False,
+                application_name="llm-app bell",
+                # It sends nothing, so that nothing else would tell it that the network is gone.
+                keepalives_idle=10,
+                keepalives_interval=5,
+                keepalives_count=3,
             )
         except (psycopg2.Error, TimeoutError) as exc:
             raise OSError("no connection") from exc

@@ -22,7 +22,7 @@ from app.logs import OUTCOME
 from app.settings import SETTINGS
 from app.sse import ClientGone, EventStream, encode_chunk, encode_event, encode_id
 from app.store import STORE, FinalStatus, FoundReply
-from app.turns import CALL_AGAIN_S, TURNS, Reader, Turn, encode_rest, failure, is_connected, undone
+from app.turns import CALL_AGAIN_S, TURNS, Reader, Turn, encode_rest, failure, is_connected, stopping
 
 log = logging.getLogger(__name__)
 
@@ -67,10 +67,10 @@ async def stop(request: web.Request) -> web.Response:
     row = await request.app[STORE].reply_stop(org_id=org_id, user_id=user_id, reply_id=reply_id)
     if row is None:
         refuse_reply()
-    if row.status in ("streaming", "stopped"):
+    status = row.status
+    if status in ("streaming", "stopped"):
         # Of a paused one, its server still has the model's stream.
         await request.app[BELLS].ring(row.server_id, "stop", reply_id)
-    status = row.status
     give_up_at_s = asyncio.get_running_loop().time() + request.app[SETTINGS].db_timeout_s
     while status == "streaming":
         if asyncio.get_running_loop().time() > give_up_at_s:
@@ -78,7 +78,9 @@ async def stop(request: web.Request) -> web.Response:
             raise ApiError(503, "Not stopped", message, headers={"Retry-After": "1"})
         await asyncio.sleep(LOOK_AGAIN_S / 4)
         found = await request.app[STORE].reply_find(org_id=org_id, user_id=user_id, reply_id=reply_id)
-        status = found.status if found is not None else status
+        if found is None:
+            refuse_reply()
+        status = found.status
     return web.json_response({"message_id": str(reply_id), "status": status})
 
 
@@ -100,7 +102,7 @@ async def connect(request: web.Request, chat_id: UUID, reply_id: UUID, offset: i
             stream.send(encode_chunk(encode_id(f"{reply_id}:{offset}")))
     except ClientGone:
         stream.abort()
-    return Reader(request, stream, request.app[TURNS].reader_id(request), numbered=numbered)
+    return Reader(request, stream, request.app[TURNS].new_reader_id(request), numbered=numbered)
 
 
 async def read_along(request: web.Request, turn: Turn, reader: Reader) -> web.StreamResponse:
@@ -116,11 +118,23 @@ async def read_along(request: web.Request, turn: Turn, reader: Reader) -> web.St
     else:
         request[OUTCOME] = over.status
         last = last_event(reader, turn.chat_id, turn.reply_id, turn.text, *over)
+    if not await write_last(request, reader, last):
+        log_disconnect(turn)
+    return reader.stream
+
+
+async def write_last(request: web.Request, reader: Reader, last: bytes) -> bool:
+    """Write the last event, and return whether the client was there to take it."""
+    followers = request.app[TURNS].followers
+    # A turn that has ended looks after its reader no more.
+    followers.add(reader)
     try:
         await reader.stream.write_eof(last)
     except ClientGone:
-        log_disconnect(turn)
-    return reader.stream
+        return False
+    finally:
+        followers.discard(reader)
+    return True
 
 
 async def read_reply(
@@ -161,12 +175,15 @@ async def follow(
     """Write the rest of a reply that has ended, or runs at another server."""
     reader: Reader | None = None
     turns, bells = request.app[TURNS], request.app[BELLS]
-    follower = bells.follow(turns.reader_id(request))
+    follower = bells.follow(turns.new_reader_id(request))
     async with aclosing(states(request, row, reply_id, follower)) as stored:
         try:
             async for row in stored:
                 if reader is None:
                     if offset > len(row.content):
+                        if is_open(row) and turns.stopping:
+                            # Its server may have more.
+                            raise stopping()
                         refuse_offset(offset, len(row.content))
                     reader = await connect(request, row.chat_id, reply_id, offset, numbered=numbered)
                     turns.followers.add(reader)
@@ -174,7 +191,11 @@ async def follow(
                     waits = reader.stream.send(encode_rest(row.content[offset:], reply_id, offset, numbered))
                     offset = len(row.content)
                     if waits:
-                        await reader.stream.drain()
+                        drained = asyncio.ensure_future(reader.stream.drain())
+                        while not (await asyncio.wait({drained}, timeout=CALL_AGAIN_S))[0]:
+                            with suppress(DatabaseAway):
+                                await bells.ring(row.server_id, "read", reply_id, follower.id)
+                        await drained
         except ClientGone:
             request[OUTCOME] = "disconnected"
             log.warning("Client disconnected during stream")
@@ -188,12 +209,12 @@ async def follow(
         except ApiError as exc:
             if reader is None:
                 raise
-            last = error_event("Stream failed", exc.message)
+            last = cut_short_event(exc.message)
         else:
             assert reader is not None
             if row.status == "streaming" or row.resumable:
                 await leave(bells, row, reply_id, follower)
-                last = error_event("Stream failed", "This server is stopping; the reply may go on.")
+                last = cut_short_event("This server is stopping.")
             else:
                 request[OUTCOME] = row.status
                 last = last_event(reader, row.chat_id, reply_id, row.content, row.status, stored=True)
@@ -201,9 +222,7 @@ async def follow(
             bells.forget(follower)
             if reader is not None:
                 turns.followers.discard(reader)
-    try:
-        await reader.stream.write_eof(last)
-    except ClientGone:
+    if not await write_last(request, reader, last):
         log.warning("Client disconnected during stream")
     return reader.stream
 
@@ -271,6 +290,10 @@ async def wait_for_reply(request: web.Request, reply_id: UUID) -> dict[str, str]
             raise undone()
         if row.status != "streaming":
             break
+        if request.app[TURNS].stopping:
+            raise stopping()
+        if not is_connected(request.transport):
+            raise ApiError(499, "Client closed request", "The client left.")
         await asyncio.sleep(LOOK_AGAIN_S)
     if row.status != "complete":
         raise ApiError(502, "Reply failed", failure(row.status, stored=True))
@@ -316,6 +339,11 @@ def error_event(error: str, message: str, event_id: str | None = None) -> bytes:
     return encode_event({"error": error, "message": message}, event_id)
 
 
+def cut_short_event(why: str) -> bytes:
+    """Return the event that ends a stream before its reply has ended."""
+    return error_event("Cut short", f"{why} The reply may go on: come back for the rest.")
+
+
 def replaced_event() -> bytes:
     return error_event("Replaced", "Another reader has taken over this reply.")
 
@@ -329,6 +357,11 @@ def log_disconnect(turn: Turn) -> None:
 
 def refuse_reply() -> NoReturn:
     raise ApiError(404, "Not found", "There is no such reply.")
+
+
+def undone() -> ApiError:
+    message = "The question was not stored; ask again."
+    return ApiError(503, "Database unavailable", message, headers={"Retry-After": "1"})
 
 
 def refuse_offset(offset: int, length: int) -> NoReturn:

@@ -1,4 +1,4 @@
-"""The saves of replies that have ended, or are paused: none is lost while the database is away."""
+"""What is yet to be stored of replies that have ended, or are paused: none is lost while the database is away."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class Saves:
     ) -> asyncio.Future[bool]:
         """Start a save, which takes the place of an earlier one; the future tells whether its first try succeeded.
 
-        `save` returns whether it found its reply, for which it is called again for `look_for_s`.
+        `save` returns whether it found its reply. Where that may be yet to come, it is looked for for `look_for_s`
+        after the database was last away.
         """
         tried: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         task = asyncio.create_task(self._save(reply_id, save, look_for_s, tried))
@@ -62,7 +63,7 @@ class Saves:
                 stored = await save()
                 settled = stored or now_s() >= give_up_at_s
             except DatabaseAway:
-                pass
+                give_up_at_s = now_s() + look_for_s
             except Exception:
                 # Not an outage, so the next try would fail as this one did.
                 log.exception("Reply not saved", extra={"messageId": str(reply_id)})

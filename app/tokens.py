@@ -39,6 +39,7 @@ class Tokens:
         )
         self._keys: dict[str | None, jwt.PyJWK] = {}
         self._fetched_at_s = float("-inf")
+        self._failed = False
         self._fetching = asyncio.Lock()
 
     async def caller(self, request: web.Request) -> Caller:
@@ -82,20 +83,27 @@ class Tokens:
         if self._client is None:
             return self._settings.jwt_secret
         key_id = jwt.get_unverified_header(token).get("kid")
-        async with self._fetching:
-            if key_id not in self._keys and time.monotonic() - self._fetched_at_s > FETCH_AGAIN_S:
-                try:
-                    keys = await asyncio.to_thread(self._client.get_signing_keys, refresh=True)
-                except jwt.PyJWKClientError as exc:
-                    log.warning("Keys unavailable", extra={"cause": str(exc)})
-                    raise ApiError(
-                        503, "Keys unavailable", "The keys of tokens cannot be had.", headers={"Retry-After": "5"}
-                    ) from None
-                self._keys = {key.key_id: key for key in keys}
-                self._fetched_at_s = time.monotonic()
         if key_id not in self._keys:
-            raise jwt.InvalidKeyError
-        return self._keys[key_id]
+            async with self._fetching:
+                if key_id not in self._keys and time.monotonic() - self._fetched_at_s > FETCH_AGAIN_S:
+                    await self._fetch(self._client)
+        if key_id in self._keys:
+            return self._keys[key_id]
+        if self._failed:
+            message = "The keys of tokens cannot be had."
+            raise ApiError(503, "Keys unavailable", message, headers={"Retry-After": f"{FETCH_AGAIN_S:.0f}"})
+        raise jwt.InvalidKeyError
+
+    async def _fetch(self, client: jwt.PyJWKClient) -> None:
+        try:
+            keys = await asyncio.to_thread(client.get_signing_keys, refresh=True)
+        except (jwt.PyJWKClientError, jwt.PyJWKSetError, OSError, ValueError) as exc:
+            log.warning("Keys unavailable", extra={"cause": f"{type(exc).__name__}: {exc}"})
+            self._failed = True
+        else:
+            self._keys = {key.key_id: key for key in keys}
+            self._failed = False
+        self._fetched_at_s = time.monotonic()
 
 
 def claimed_uuid(claims: dict[str, Any], name: str) -> UUID:

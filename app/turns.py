@@ -107,9 +107,16 @@ class Turn:
     """One question and the reply to it, from before `turn_open` to after `turn_close`."""
 
     def __init__(
-        self, caller: Caller, reply_id: UUID | None = None, *, asker: asyncio.BaseTransport | None = None
+        self,
+        caller: Caller,
+        reply_id: UUID | None = None,
+        *,
+        whole: bool = False,
+        asker: asyncio.BaseTransport | None = None,
     ) -> None:
         self.caller = caller
+        # Asked for as a whole: it goes on whether or not somebody reads along.
+        self.whole = whole
         self.reply_id = reply_id or uuid4()
         self.chat_id: UUID
         self.created_at: datetime
@@ -131,8 +138,11 @@ class Turn:
         self._back: asyncio.Future[None] | None = None
         self._relaying = False
         self._cut_off_s = 0.0
-        # While paused: its save, and when nobody may come back any more.
+        # Its last save is under way, and no other may take its place.
+        self.closing = False
+        # While paused: its save, whether a reader has tried to come back since, and when none may any more.
         self.saved: asyncio.Future[bool] | None = None
+        self.resume_tried = False
         self.window: asyncio.TimerHandle | None = None
         self.resuming = asyncio.Lock()
 
@@ -234,7 +244,7 @@ class Turns:
         self._running: dict[UUID, Turn] = {}
         # How many of them each user has.
         self._running_of: Counter[Caller] = Counter()
-        # Readers of replies that do not run here.
+        # Readers of replies that do not run here, or no more.
         self.followers: set[Reader] = set()
         # Servers whose lock nobody holds, and how often in a row that was so.
         self._missing: dict[int, int] = {}
@@ -324,18 +334,18 @@ class Turns:
         if turn.ended.done():
             reader.end(turn.ended.result())
 
-    def lose(self, turn: Turn, reader: Reader | None) -> None:
+    def lose(self, turn: Turn, reader: Reader | RemoteReader) -> None:
         """The reader has left: pause the turn, its text saved, for the resume window; without one, end it."""
-        if turn.reader is not reader:
+        if reader not in (turn.reader, turn.remote):
             return
         self._release(turn, "left")
-        if turn.interrupted_by is not None or turn.ended.done():
+        if turn.whole or turn.closing or turn.interrupted_by is not None:
             return
         if not self._resume_window_s or self.stopping:
             turn.interrupt("disconnected")
             return
         turn.paused = True
-        turn.saved = self._save(turn, "disconnected", self._resume_window_s)
+        turn.saved, turn.resume_tried = self._save(turn, "disconnected", self._resume_window_s), False
         self._open_window(turn)
 
     def _release(self, turn: Turn, how: Literal["left", "replaced"]) -> None:
@@ -359,8 +369,9 @@ class Turns:
             DatabaseAway: as it says; the turn stays paused.
         """
         async with turn.resuming:
-            if turn.saved is not None and turn.interrupted_by is None:
+            if turn.saved is not None and turn.interrupted_by is None and not turn.closing:
                 # From here on the save of the pause is not tried again, and the window is a new one.
+                turn.resume_tried = True
                 self._saves.forget(turn.reply_id)
                 self._open_window(turn)
                 await turn.saved
@@ -393,8 +404,8 @@ class Turns:
             return
         assert call.reader_id is not None
         if call.kind == "left":
-            if turn.reader_id == call.reader_id:
-                self.lose(turn, None)
+            if turn.remote is not None and turn.remote.id == call.reader_id:
+                self.lose(turn, turn.remote)
         elif turn.remote is not None and turn.remote.id == call.reader_id:
             turn.remote.called_at_s = asyncio.get_running_loop().time()
         elif turn.reader_id is not None and turn.reader_id > call.reader_id:
@@ -443,6 +454,12 @@ class Turns:
 
     def close(self, turn: Turn, status: FinalStatus) -> asyncio.Future[bool]:
         """Start to save the reply with its final status; the future tells whether it is stored at first try."""
+        turn.closing = True
+        saved = turn.saved
+        is_stored = saved is not None and saved.done() and saved.result() and not turn.resume_tried
+        if saved is not None and is_stored and status == "disconnected" and not self.stopping:
+            # Nothing has changed since it was paused.
+            return saved
         return self._save(turn, status, None)
 
     def _save(self, turn: Turn, status: FinalStatus, resume_window_s: float | None) -> asyncio.Future[bool]:
@@ -496,7 +513,7 @@ class Turns:
                 self.lose(turn, reader)
         elif remote is not None:
             if now_s - remote.called_at_s > CALL_TIMEOUT_S:
-                self.lose(turn, None)
+                self.lose(turn, remote)
         elif turn.is_abandoned():
             turn.interrupt("disconnected")
         if turn.interrupted_by is not None:
@@ -513,7 +530,8 @@ class Turns:
         began_s = now_s()
         row = await self._store.server_lock(server_id=self.server_id)
         took_s = now_s() - began_s
-        # The shorter it took, the better is known when it was that time there. Longer ones count as clocks drift.
+        # The shorter it took, the better is known when it was that time there. As clocks drift, an old reading
+        # gives way to a worse one.
         self._clock_took_s *= CLOCK_DRIFT
         if took_s <= self._clock_took_s:
             self._clock_took_s = took_s
@@ -532,7 +550,7 @@ class Turns:
         if closed := sum(row.closed for row in rows):
             log.warning("Closed replies that a dead server left open", extra={"replies": closed})
 
-    def reader_id(self, request: web.Request) -> ReaderId:
+    def new_reader_id(self, request: web.Request) -> ReaderId:
         return ReaderId(request[CAME_S] + self._clock_ahead_s, secrets.randbits(62))
 
     async def keep_guard(self) -> None:
@@ -567,9 +585,10 @@ class Turns:
             turn.interrupt("interrupted")
         with suppress(TimeoutError):
             await asyncio.wait_for(self._none_running.wait(), LAST_WORDS_S)
-        for turn in self._running.values():
-            # Its model does not let go.
-            turn.finish(Ended("interrupted", await self.close(turn, "interrupted")))
+        # Their models do not let go.
+        saves = [(turn, self.close(turn, "interrupted")) for turn in self._running.values()]
+        for turn, stored in saves:
+            turn.finish(Ended("interrupted", await stored))
 
     def _run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run it in a task that is held on to until it has ended."""
@@ -609,11 +628,6 @@ def failure(status: FinalStatus, stored: bool) -> str:
     if stored:
         return f"{what}; what it said so far is saved."
     return f"{what}, but it could not be saved."
-
-
-def undone() -> ApiError:
-    message = "The question was not stored; ask again."
-    return ApiError(503, "Database unavailable", message, headers={"Retry-After": "1"})
 
 
 def stopping() -> ApiError:

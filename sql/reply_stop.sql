@@ -10,6 +10,8 @@ with reply as (
         and messages.id = %(reply_id)s
         and messages.role = 'assistant'
         and chats.user_id = %(user_id)s
+    -- One that is being resumed is seen as it is then.
+    for update of messages
 ),
 stopped as (
     update messages

@@ -48,6 +48,7 @@ superseded as (
         and messages.id = last_reply.id
         and messages.status = 'disconnected'
         and messages.resumable_until is not null
+    returning messages.id
 ),
 started as (
     insert into chats (org_id, id, user_id, title, message_count)
@@ -64,6 +65,8 @@ continued as (
         and chats.user_id = admitted.id
         and chats.id = %(chat_id)s::uuid
         and exists (select from last_reply where status <> 'streaming')
+        -- Before the new reply is inserted: turn_resume, too, locks the old one first.
+        and (select count(*) from superseded) >= 0
     returning chats.id, chats.message_count
 ),
 chat as (

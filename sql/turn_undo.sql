@@ -1,26 +1,34 @@
 -- Take back a turn that nobody was told of: its question, its reply, its key, and its chat if it began one.
 -- takes:   org_id, reply_id, server_id (that opened it)
--- returns: one row (chat_id); none if this server has no such running reply
+-- returns: one row (chat_id); none if this server has no such reply, or a newer turn follows it
+--
+-- Others may have taken the reply for a dead server's, and interrupted it.
 with reply as (
-    delete from messages
-    where org_id = %(org_id)s and id = %(reply_id)s and server_id = %(server_id)s and status = 'streaming'
-    returning org_id, chat_id, position
+    select messages.org_id, messages.id, messages.chat_id, messages.position, chats.user_id
+    from messages
+    join chats
+        on chats.org_id = messages.org_id and chats.id = messages.chat_id
+    where messages.org_id = %(org_id)s
+        and messages.id = %(reply_id)s
+        and messages.server_id = %(server_id)s
+        and messages.status in ('streaming', 'interrupted')
+        and messages.content = ''
+        and messages.position = chats.message_count
+    for update
 ),
-question as (
+turn as (
     delete from messages
     using reply
     where messages.org_id = reply.org_id
         and messages.chat_id = reply.chat_id
-        and messages.position = reply.position - 1
+        and messages.position in (reply.position - 1, reply.position)
 ),
 keyed as (
     delete from turn_keys
-    using reply, chats
-    where chats.org_id = reply.org_id
-        and chats.id = reply.chat_id
-        and turn_keys.org_id = chats.org_id
-        and turn_keys.user_id = chats.user_id
-        and turn_keys.reply_id = %(reply_id)s
+    using reply
+    where turn_keys.org_id = reply.org_id
+        and turn_keys.user_id = reply.user_id
+        and turn_keys.reply_id = reply.id
 ),
 continued as (
     update chats

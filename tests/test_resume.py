@@ -246,7 +246,7 @@ async def test_readers_are_ordered_by_the_databases_clock(start_server: StartSer
     turns = (await start_server()).app[TURNS]
     before_s = database_now_s()
     request: Any = {CAME_S: asyncio.get_running_loop().time()}
-    first, second = turns.reader_id(request), turns.reader_id(request)
+    first, second = turns.new_reader_id(request), turns.new_reader_id(request)
     assert before_s - 1 < first.came_at_s < database_now_s() + 1
     assert first != second
 
@@ -349,7 +349,10 @@ async def test_reader_at_a_server_that_stops_is_told_that_the_reply_may_go_on(
     await house.door.app[TURNS].drain(0)
     _, read = await read_rest(reader)
     assert seen.startswith(spoken(read))
-    assert read[-1]["message"] == "This server is stopping; the reply may go on."
+    assert (read[-1]["error"], read[-1]["message"]) == (
+        "Cut short",
+        "This server is stopping. The reply may go on: come back for the rest.",
+    )
     # And its server that nobody reads it.
     await eventually(lambda: house.turns.find(uuid.UUID(reply_id)).paused)
 

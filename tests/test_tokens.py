@@ -159,7 +159,7 @@ async def test_keys_that_cannot_be_had_are_503(
     token = jwt.encode(claims(tenant), KEY, "RS256", headers={"kid": "one"})
     async with client.post("/chat", json=QUESTION, headers=bearer(token)) as response:
         assert response.status == 503
-        assert response.headers["Retry-After"] == "5"
+        assert response.headers["Retry-After"] == "10"
     assert "Connection refused" in logged(caplog, "Keys unavailable")[0].cause  # type: ignore[attr-defined]
 
 

@@ -569,7 +569,7 @@ async function read(response, reply) {
             const { error, message, token, done: last, fullText } = parseEvent(event, requestId);
             if (error) {
                 meter.read(at, tokens);
-                throw new Failure(error, message, { requestId });
+                throw new (error === 'Cut short' ? Lost : Failure)(error, message, { requestId });
             }
             if (last) {
                 meter.read(at, tokens);
