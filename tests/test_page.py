@@ -9,6 +9,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,9 @@ from serving import StartServer, serving
 from support import Gated, Rows, Tenant, eventually, says
 
 from app.model import Conversation
+from app.resume import BELLS
 from app.store import DEMO_ORG_ID
+from app.turns import TURNS
 
 # One browser, and so one event loop, for all the tests.
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
@@ -576,6 +579,29 @@ async def test_connection_that_breaks_is_made_again_and_no_text_is_shown_twice(
         assert await shown(replies(page)) == "one two three four"
 
 
+async def test_stream_that_another_server_cuts_short_is_gone_on_with(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    model = Gated(pieces=["one ", "two ", "three ", "four"])
+    home, door = await start_server(model=model), await start_server()
+    await door.app[BELLS].listening.wait()  # type: ignore[index]
+    behind = SimpleNamespace(host=home.host, port=home.port)
+    async with proxy_to(behind, buffer_bytes=1) as (proxy, connections):
+        page = await open_page(home, settings={"server": proxy}, url=f"{proxy}/", ignore=FAILED_REQUEST)
+        await read_half(page, model)
+        behind.port = door.port
+        for connection in list(connections):
+            connection.transport.abort()
+        await eventually(lambda: door.app[TURNS].followers)  # type: ignore[index]
+        model.go()
+        await expect(replies(page).locator(".text")).to_have_text("one two three ")
+        behind.port = home.port
+        await door.app[TURNS].drain(0)  # type: ignore[index]
+        model.go()
+        await is_complete(replies(page).last)
+        assert await shown(replies(page)) == "one two three four"
+
+
 async def test_page_that_cannot_get_back_in_time_keeps_what_it_has_and_says_so(
     start_server: StartServer, open_page: OpenPage
 ) -> None:
@@ -1014,7 +1040,9 @@ async def file_server() -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def proxy_to(server: TestServer, buffer_bytes: int) -> AsyncIterator[tuple[str, list[asyncio.StreamWriter]]]:
+async def proxy_to(
+    server: TestServer | SimpleNamespace, buffer_bytes: int
+) -> AsyncIterator[tuple[str, list[asyncio.StreamWriter]]]:
     """Relay to `server`, its answers only once so many bytes are there or it is silent.
 
     Gives the proxy's origin, and its connections to the browser.
