@@ -18,7 +18,7 @@ from aiohttp import web
 from app import tickets
 from app.db import Conflict, DatabaseAway
 from app.errors import ApiError
-from app.identity import CALLER, parse_uuid
+from app.identity import CALLER, parse_uuid, refuse_caller
 from app.inputs import Question, check_question, read_key, read_page, read_question, refuse_spelling
 from app.logs import OUTCOME
 from app.model import Conversation, Message, Model, Reply, excerpt
@@ -327,10 +327,6 @@ async def list_messages(request: web.Request) -> web.Response:
     ]
     page = messages[-limit:]
     return web.json_response({"messages": page, "next": page[0]["message_id"] if len(messages) > limit else None})
-
-
-def refuse_caller() -> NoReturn:
-    raise ApiError(403, "Forbidden", "The user is not in this org.")
 
 
 def refuse_chat() -> NoReturn:

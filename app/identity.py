@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 from uuid import UUID
 
 from aiohttp import web
@@ -79,6 +79,10 @@ def from_query(request: web.Request) -> Caller:
 def caller(given: MultiMapping[str], names: tuple[str, str]) -> Caller:
     org_id, user_id = (parse_uuid(name, exactly_one(name, given.getall(name, []))) for name in names)
     return Caller(org_id, user_id)
+
+
+def refuse_caller() -> NoReturn:
+    raise ApiError(403, "Forbidden", "The user is not in this org.")
 
 
 def exactly_one(name: str, values: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from uuid import UUID
 from aiohttp import web
 
 from app.errors import ApiError
-from app.identity import CALLER, Caller
+from app.identity import CALLER, Caller, refuse_caller
 from app.inputs import Question, read_question
 from app.store import STORE
 
@@ -29,7 +29,7 @@ async def issue(request: web.Request) -> web.Response:
         chat_id=question.chat_id,
     )
     if not issued:
-        raise ApiError(403, "Forbidden", "The user is not in this org.")
+        refuse_caller()
     return web.json_response({"ticket": ticket, "expires_in": int(LIFETIME_S)})
 
 

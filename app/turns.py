@@ -396,7 +396,7 @@ class Turns:
     def take_call(self, call: Call) -> None:
         """Do what another server asks for a client of its own; that the reply is that client's, it has checked."""
         turn = self.find(call.reply_id)
-        if turn is None or turn.ended.done():
+        if turn is None or turn.closing:
             # Its readers see by themselves how it has ended.
             return
         if call.kind == "stop":

@@ -44,3 +44,8 @@ async def server(start_server: StartServer) -> TestServer:
 @pytest.fixture
 async def client(server: TestServer, aiohttp_client: Any) -> TestClient:
     return await aiohttp_client(server)
+
+
+@pytest.fixture(params=["same server", "other server"])
+def elsewhere(request: pytest.FixtureRequest) -> bool:
+    return request.param == "other server"

@@ -10,7 +10,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from house import PIECES, TEXT, ask, come_back, disconnect, open_house, read_pieces, spoken, stop, stored
+from house import (
+    PIECES,
+    TEXT,
+    ask,
+    come_back,
+    disconnect,
+    open_house,
+    read_pieces,
+    read_rest,
+    spoken,
+    stop,
+    stored,
+)
 from serving import StartServer
 from support import Gated, RawClient, Rows, Tenant, events, eventually, post, says
 
@@ -112,6 +124,38 @@ async def test_client_who_leaves_at_the_end_leaves_the_reply_complete(
     may_close.set()
     await eventually(lambda: stored(rows, reply_id) == ("complete", TEXT))
     assert tries == ["complete", "complete"]
+
+
+async def test_reader_who_comes_back_while_a_paused_reply_is_closed_is_given_the_end(
+    start_server: StartServer, rows: Rows, tenant: Tenant, monkeypatch: pytest.MonkeyPatch, elsewhere: bool
+) -> None:
+    gate = asyncio.Event()
+
+    async def model(conversation: Conversation) -> AsyncIterator[str]:
+        yield "all"
+        await gate.wait()
+
+    house = await open_house(start_server, elsewhere, model)
+    client, reply_id = await ask(house.home, tenant)
+    turn = house.turns.find(uuid.UUID(reply_id))
+    await eventually(lambda: turn.length)
+    await disconnect(house, rows, client, reply_id)
+    resume, tries = house.turns.resume, []
+
+    async def count(turn: Any) -> bool:
+        tries.append(turn)
+        return bool(await resume(turn))
+
+    monkeypatch.setattr(house.turns, "resume", count)
+    with held(rows, reply_id):
+        gate.set()
+        await waiting(rows, 1)
+        reader = await come_back(house.door, tenant, reply_id, 1)
+        await eventually(lambda: tries or house.door.app[BELLS]._followers)
+    _, read = await read_rest(reader)
+    assert (spoken(read), read[-1]["done"]) == ("ll", True)
+    assert len(tries) < 2
+    assert stored(rows, reply_id) == ("complete", "all")
 
 
 async def test_stop_that_meets_a_resume_stops_the_reply(

@@ -34,11 +34,6 @@ from app.resume import BELLS
 from app.turns import GIVE_UP_AFTER, TURNS
 
 
-@pytest.fixture(params=["same server", "other server"])
-def elsewhere(request: pytest.FixtureRequest) -> bool:
-    return request.param == "other server"
-
-
 @pytest.fixture
 async def house(start_server: StartServer, elsewhere: bool) -> House:
     return await open_house(start_server, elsewhere, Gated(pieces=PIECES))
