@@ -206,10 +206,10 @@ async def follow(
             reader = reader or await connect(request, row.chat_id, reply_id, offset, numbered=numbered)
             request[OUTCOME] = "replaced"
             last = replaced_event()
-        except ApiError as exc:
+        except ApiError:
             if reader is None:
                 raise
-            last = cut_short_event(exc.message)
+            last = cut_short_event("The database did not answer.")
         else:
             assert reader is not None
             if row.status == "streaming" or row.resumable:

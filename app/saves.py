@@ -29,8 +29,8 @@ class Saves:
     ) -> asyncio.Future[bool]:
         """Start a save, which takes the place of an earlier one; the future tells whether its first try succeeded.
 
-        `save` returns whether it found its reply. Where that may be yet to come, it is looked for for `look_for_s`
-        after the database was last away.
+        `save` returns whether it found its reply. One that may be yet to come is looked for again and again, for
+        `look_for_s` after the database was last away.
         """
         tried: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         task = asyncio.create_task(self._save(reply_id, save, look_for_s, tried))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import time
@@ -15,7 +16,7 @@ from aiohttp.test_utils import TestServer
 from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.utils import base64url_encode
 from serving import StartServer
-from support import Rows, Tenant, events, logged, says
+from support import Rows, Tenant, events, eventually, logged, says
 
 SECRET = "a secret of no less than 32 characters"
 KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -161,6 +162,63 @@ async def test_keys_that_cannot_be_had_are_503(
         assert response.status == 503
         assert response.headers["Retry-After"] == "10"
     assert "Connection refused" in logged(caplog, "Keys unavailable")[0].cause  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("body", ["not JSON", "[]", '{"keys": []}', '{"keys": [{"kty": "none"}]}'])
+async def test_keys_that_are_none_are_503_and_asked_for_once(
+    start_server: StartServer, aiohttp_client: Any, aiohttp_server: Any, tenant: Tenant, body: str
+) -> None:
+    asked = []
+
+    async def serve(request: web.Request) -> web.Response:
+        asked.append(request)
+        return web.Response(text=body)
+
+    app = web.Application()
+    app.router.add_get("/jwks", serve)
+    server = await aiohttp_server(app)
+    client = await aiohttp_client(await start_server(jwt_jwks_url=f"http://{server.host}:{server.port}/jwks"))
+    token = jwt.encode(claims(tenant), KEY, "RS256", headers={"kid": "one"})
+    for _ in range(2):
+        async with client.post("/chat", json=QUESTION, headers=bearer(token)) as response:
+            assert response.status == 503
+    assert len(asked) == 1
+
+
+async def test_known_key_does_not_wait_for_an_unknown_one(
+    start_server: StartServer,
+    aiohttp_client: Any,
+    aiohttp_server: Any,
+    tenant: Tenant,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("app.tokens.FETCH_AGAIN_S", 0.0)
+    asked: list[web.Request] = []
+    may_answer = asyncio.Event()
+
+    async def serve(request: web.Request) -> web.Response:
+        asked.append(request)
+        if len(asked) > 1:
+            await may_answer.wait()
+        return web.json_response({"keys": [public("one")]})
+
+    app = web.Application()
+    app.router.add_get("/jwks", serve)
+    server = await aiohttp_server(app)
+    url = f"http://{server.host}:{server.port}/jwks"
+    client = await aiohttp_client(await start_server(model=says("Hello"), jwt_jwks_url=url))
+
+    async def ask(key_id: str) -> int:
+        token = jwt.encode(claims(tenant), KEY, "RS256", headers={"kid": key_id})
+        async with client.post("/chat", json=QUESTION, headers=bearer(token)) as response:
+            return int(response.status)
+
+    assert await ask("one") == 200
+    unknown = asyncio.create_task(ask("two"))
+    await eventually(lambda: len(asked) == 2)
+    assert await ask("one") == 200
+    may_answer.set()
+    assert await unknown == 401
 
 
 async def ticket(client: Any, headers: dict[str, str], **more: Any) -> str:
