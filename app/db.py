@@ -302,13 +302,21 @@ def migrate(url: str, *, timeout_s: float) -> None:
             # Under our lock, yoyo's own can only be what a killed server left behind.
             backend.break_lock()
             with backend.lock():
-                backend.apply_migrations(backend.to_apply(migrations))
+                backend.ensure_internal_schema_updated()
+                for migration in backend.to_apply(migrations):
+                    # Not apply_migrations, which notes a migration after it is committed: who is killed between
+                    # the two finds the tables there at each start to come.
+                    with backend.transaction():
+                        migration.load()
+                        for step in migration.steps:
+                            step.apply(backend)
+                        backend.mark_one(migration)
         finally:
             backend.connection.close()
-    except psycopg2.ProgrammingError:
-        raise StartError("the database cannot be migrated: may its user create tables?") from None
     except psycopg2.Error as exc:
-        raise StartError(f"the database cannot be migrated: {' '.join(str(exc).split())}") from None
+        reason = " ".join(str(exc).split())
+        hint = "; may its user create tables?" if isinstance(exc, psycopg2.ProgrammingError) else ""
+        raise StartError(f"the database cannot be migrated: {reason}{hint}") from None
     finally:
         guard.close()
 

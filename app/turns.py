@@ -631,7 +631,9 @@ def failure(status: FinalStatus, stored: bool) -> str:
 
 
 def stopping() -> ApiError:
-    return ApiError(503, "Stopping", "The server is stopping; try again.", headers={"Retry-After": "1"})
+    # So that the next try reaches another server, where there is one.
+    headers = {"Retry-After": "1", "Connection": "close"}
+    return ApiError(503, "Stopping", "The server is stopping; try again.", headers=headers)
 
 
 TURNS: web.AppKey[Turns] = web.AppKey("turns", Turns)

@@ -17,6 +17,7 @@ import pytest
 from aiohttp.test_utils import TestClient
 from serving import OwnPostgres, StartServer, new_postgres
 from support import Gated, Rows, Tenant, events, eventually, logged, says
+from yoyo.backends.base import DatabaseBackend
 
 from app import db, embedded
 from app.db import DATABASE
@@ -598,6 +599,29 @@ async def test_lock_that_shows_a_server_lives_is_taken_again_after_its_connectio
     await eventually(lambda: rows(held, turns.server_id) == [])
     await turns.guard()
     assert len(rows(held, turns.server_id)) == 1
+
+
+def test_migration_that_is_cut_off_before_it_is_noted_is_made_again(
+    postgres_url: str, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows("create database cut_off")
+    url = postgres_url.replace("/llm_app", "/cut_off")
+    mark_one = DatabaseBackend.mark_one
+    cuts = iter([False, True])
+
+    def cut_off(backend: Any, migration: Any, *args: Any, **kwargs: Any) -> None:
+        if next(cuts, False):
+            raise SystemExit
+        mark_one(backend, migration, *args, **kwargs)
+
+    monkeypatch.setattr(DatabaseBackend, "mark_one", cut_off)
+    with pytest.raises(SystemExit):
+        db.migrate(url, timeout_s=5)
+    db.migrate(url, timeout_s=5)
+    with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+        cursor.execute("select count(*) from _yoyo_migration")
+        assert cursor.fetchall() == [(len(list((db.SQL / "schema").glob("*.sql"))),)]
+    rows("drop database cut_off")
 
 
 def test_malformed_url_is_one_line_without_the_password() -> None:
