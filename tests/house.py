@@ -89,3 +89,11 @@ def stored(rows: Rows, reply_id: str) -> tuple[str, str]:
 async def disconnect(house: House, rows: Rows, client: RawClient, reply_id: str) -> None:
     client.reset()
     await eventually(lambda: stored(rows, reply_id)[0] == "disconnected")
+
+
+async def pause(house: House, rows: Rows, tenant: Tenant) -> tuple[str, str]:
+    """Ask, read two pieces and leave; return the reply's id and what was read."""
+    client, reply_id = await ask(house.home, tenant)
+    seen = await read_pieces(client, house.model, 2)
+    await disconnect(house, rows, client, reply_id)
+    return reply_id, seen

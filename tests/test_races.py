@@ -17,6 +17,7 @@ from house import (
     come_back,
     disconnect,
     open_house,
+    pause,
     read_pieces,
     read_rest,
     spoken,
@@ -68,9 +69,7 @@ async def test_window_that_ends_while_a_reader_comes_back_leaves_the_reply_close
     start_server: StartServer, rows: Rows, tenant: Tenant
 ) -> None:
     house = await open_house(start_server, False, Gated(pieces=PIECES), resume_window_s=0.3)
-    client, reply_id = await ask(house.home, tenant)
-    seen = await read_pieces(client, house.model, 2)
-    await disconnect(house, rows, client, reply_id)
+    reply_id, seen = await pause(house, rows, tenant)
     turn = house.turns.find(uuid.UUID(reply_id))
     with held(rows, reply_id):
         await come_back(house.home, tenant, reply_id, len(seen))
@@ -84,9 +83,7 @@ async def test_resume_whose_answer_was_lost_leaves_the_reply_closed(
     start_server: StartServer, rows: Rows, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     house = await open_house(start_server, False, Gated(pieces=PIECES), resume_window_s=0.3)
-    client, reply_id = await ask(house.home, tenant)
-    seen = await read_pieces(client, house.model, 2)
-    await disconnect(house, rows, client, reply_id)
+    reply_id, seen = await pause(house, rows, tenant)
     turn_resume = house.home.app[STORE].turn_resume
 
     async def resume_and_lose(**params: Any) -> bool:
@@ -162,9 +159,7 @@ async def test_stop_that_meets_a_resume_stops_the_reply(
     start_server: StartServer, rows: Rows, tenant: Tenant
 ) -> None:
     house = await open_house(start_server, True, Gated(pieces=PIECES))
-    client, reply_id = await ask(house.home, tenant)
-    seen = await read_pieces(client, house.model, 2)
-    await disconnect(house, rows, client, reply_id)
+    reply_id, seen = await pause(house, rows, tenant)
     with held(rows, reply_id):
         await come_back(house.home, tenant, reply_id, len(seen))
         await waiting(rows, 1)
@@ -178,9 +173,7 @@ async def test_question_that_meets_a_resume_is_answered_without_a_deadlock(
     start_server: StartServer, rows: Rows, tenant: Tenant
 ) -> None:
     house = await open_house(start_server, True, Gated(pieces=PIECES))
-    client, reply_id = await ask(house.home, tenant)
-    seen = await read_pieces(client, house.model, 2)
-    await disconnect(house, rows, client, reply_id)
+    reply_id, seen = await pause(house, rows, tenant)
     [(chat_id,)] = rows("select chat_id::text from messages where id = %s", reply_id)
     # Far longer than this test may take: a deadlock would not be found out, and this time out.
     rows("alter system set deadlock_timeout = '10min'")
@@ -329,5 +322,5 @@ async def test_client_who_does_not_read_the_last_event_is_let_go(
         await come_back(house.home, tenant, reply_id, len(LARGE))
     gate.set()
     await eventually(lambda: not house.turns.followers and house.turns.running == 0)
-    [connections] = [house.home.runner.server.connections]
+    connections = house.home.runner.server.connections
     await eventually(lambda: not [c for c in connections if c.transport and c.transport.get_write_buffer_size()])

@@ -19,6 +19,7 @@ from house import (
     come_back,
     disconnect,
     open_house,
+    pause,
     read_pieces,
     read_rest,
     spoken,
@@ -58,9 +59,7 @@ async def test_reader_who_comes_back_goes_on_at_the_very_next_character(
 
 
 async def test_nothing_is_asked_of_the_model_while_nobody_reads(house: House, rows: Rows, tenant: Tenant) -> None:
-    client, reply_id = await ask(house.home, tenant)
-    seen = await read_pieces(client, house.model, 2)
-    await disconnect(house, rows, client, reply_id)
+    reply_id, seen = await pause(house, rows, tenant)
     house.model.go(5)
     # The one that it was waiting for when the client left, and no other.
     await eventually(lambda: house.model.said == 3)
@@ -427,9 +426,7 @@ async def test_question_while_a_reply_runs_is_409_with_its_id(house: House, rows
 
 
 async def test_question_while_a_reply_is_paused_ends_it(house: House, rows: Rows, tenant: Tenant) -> None:
-    client, reply_id = await ask(house.home, tenant)
-    seen = await read_pieces(client, house.model, 2)
-    await disconnect(house, rows, client, reply_id)
+    reply_id, seen = await pause(house, rows, tenant)
     [(chat_id,)] = rows("select chat_id from messages where id = %s", reply_id)
     second = await RawClient.connect(house.door)
     body = json.dumps({"message": "And?", "chat_id": str(chat_id)}).encode()
@@ -566,9 +563,7 @@ async def test_client_of_post_chat_who_left_finds_the_reply_by_its_key(
 async def test_pauses_and_resumes_leave_no_error_in_the_log(
     house: House, rows: Rows, tenant: Tenant, caplog: pytest.LogCaptureFixture
 ) -> None:
-    client, reply_id = await ask(house.home, tenant)
-    seen = await read_pieces(client, house.model, 2)
-    await disconnect(house, rows, client, reply_id)
+    reply_id, seen = await pause(house, rows, tenant)
     house.model.go(len(PIECES))
     await read_rest(await come_back(house.door, tenant, reply_id, len(seen)))
     await eventually(lambda: house.turns.running == 0)
