@@ -12,11 +12,12 @@ from typing import Any
 import jwt
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestServer
 from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.utils import base64url_encode
 from serving import StartServer
 from support import Rows, Tenant, events, eventually, logged, says
+
+from app.identity import Handler
 
 SECRET = "a secret of no less than 32 characters"
 KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -121,19 +122,24 @@ def public(key_id: str) -> dict[str, Any]:
     return key | {"kid": key_id, "use": "sig", "alg": "RS256"}
 
 
-@pytest.fixture
-async def keys(aiohttp_server: Any) -> tuple[KeyServer, TestServer]:
-    keys = KeyServer()
+async def url_of(aiohttp_server: Any, serve: Handler) -> str:
+    """Serve keys, and return where."""
     app = web.Application()
-    app.router.add_get("/jwks", keys.serve)
-    return keys, await aiohttp_server(app)
+    app.router.add_get("/jwks", serve)
+    server = await aiohttp_server(app)
+    return f"http://{server.host}:{server.port}/jwks"
+
+
+@pytest.fixture
+async def keys(aiohttp_server: Any) -> tuple[KeyServer, str]:
+    keys = KeyServer()
+    return keys, await url_of(aiohttp_server, keys.serve)
 
 
 async def test_keys_are_fetched_from_their_url_once(
-    keys: tuple[KeyServer, TestServer], start_server: StartServer, aiohttp_client: Any, tenant: Tenant
+    keys: tuple[KeyServer, str], start_server: StartServer, aiohttp_client: Any, tenant: Tenant
 ) -> None:
-    source, server = keys
-    url = f"http://{server.host}:{server.port}/jwks"
+    source, url = keys
     client = await aiohttp_client(await start_server(model=says("Hello"), jwt_jwks_url=url))
     good = jwt.encode(claims(tenant), KEY, "RS256", headers={"kid": "one"})
     unknown = jwt.encode(claims(tenant), KEY, "RS256", headers={"kid": "two"})
@@ -174,10 +180,8 @@ async def test_keys_that_are_none_are_503_and_asked_for_once(
         asked.append(request)
         return web.Response(text=body)
 
-    app = web.Application()
-    app.router.add_get("/jwks", serve)
-    server = await aiohttp_server(app)
-    client = await aiohttp_client(await start_server(jwt_jwks_url=f"http://{server.host}:{server.port}/jwks"))
+    url = await url_of(aiohttp_server, serve)
+    client = await aiohttp_client(await start_server(jwt_jwks_url=url))
     token = jwt.encode(claims(tenant), KEY, "RS256", headers={"kid": "one"})
     for _ in range(2):
         async with client.post("/chat", json=QUESTION, headers=bearer(token)) as response:
@@ -202,10 +206,7 @@ async def test_known_key_does_not_wait_for_an_unknown_one(
             await may_answer.wait()
         return web.json_response({"keys": [public("one")]})
 
-    app = web.Application()
-    app.router.add_get("/jwks", serve)
-    server = await aiohttp_server(app)
-    url = f"http://{server.host}:{server.port}/jwks"
+    url = await url_of(aiohttp_server, serve)
     client = await aiohttp_client(await start_server(model=says("Hello"), jwt_jwks_url=url))
 
     async def ask(key_id: str) -> int:
