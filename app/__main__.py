@@ -16,11 +16,11 @@ from types import FrameType
 from typing import Any
 
 from app import logs
-from app.db import migrate
 from app.errors import StartError
 from app.server import BACKLOG, create_app, serve
 from app.settings import Settings
-from app.store import DEMO_ORG_ID, DEMO_USER_ID
+from app.storage.migrate import migrate
+from app.storage.store import DEMO_ORG_ID, DEMO_USER_ID
 from app.workers import Workers
 
 
@@ -166,7 +166,7 @@ def database(settings: Settings, signals: Signals) -> Iterator[Settings]:
         yield settings
         return
     # Not installed where it is not needed, as in the container.
-    from app.embedded import postgres
+    from app.storage.embedded import postgres
 
     with ExitStack() as stack:
         with signals.deferred():

@@ -32,3 +32,18 @@ class ApiError(Exception):
 
 class StartError(Exception):
     """Why the server cannot start, in one line for the terminal."""
+
+
+def stopping() -> ApiError:
+    # So that the next try reaches another server, where there is one.
+    headers = {"Retry-After": "1", "Connection": "close"}
+    return ApiError(503, "Stopping", "The server is stopping; try again.", headers=headers)
+
+
+def undone() -> ApiError:
+    message = "The question was not stored; ask again."
+    return ApiError(503, "Database unavailable", message, headers={"Retry-After": "1"})
+
+
+def unknown_chat() -> ApiError:
+    return ApiError(404, "Not found", "There is no such chat.")

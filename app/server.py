@@ -10,18 +10,19 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
-from app import chat, resume, site, tickets
-from app.bells import Bells
-from app.db import DATABASE, Database, DatabaseAway
+from app.api import chat, history, resume, site, tickets
+from app.api.identity import IDENTIFY, from_headers, identified, identified_by_query
+from app.api.middleware import observe, preflight, refuse_when_stopping, sign
+from app.api.tokens import Tokens
 from app.errors import StartError
-from app.identity import IDENTIFY, from_headers, identified, identified_by_query
-from app.middleware import observe, preflight, refuse_when_stopping, sign
-from app.model import Model, Simulated
-from app.saves import Saves
+from app.models import Model
+from app.models.simulated import Simulated
+from app.replies.bells import Bells
+from app.replies.saves import Saves
+from app.replies.turns import TURNS, Turns
 from app.settings import SETTINGS, Settings
-from app.store import STORE, Store
-from app.tokens import Tokens
-from app.turns import TURNS, Turns
+from app.storage.db import DATABASE, Database, DatabaseAway
+from app.storage.store import STORE, Store
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +59,8 @@ def create_app(settings: Settings, *, model: Model | None = None) -> web.Applica
             web.get("/chat/stream", identified_by_query(chat.stream_to_event_source), allow_head=False),
             web.get("/chat/stream/{message_id}", identified(resume.resume), allow_head=False),
             web.delete("/chat/stream/{message_id}", identified(resume.stop)),
-            web.get("/chats", identified(chat.list_chats)),
-            web.get("/chats/{chat_id}/messages", identified(chat.list_messages)),
+            web.get("/chats", identified(history.list_chats)),
+            web.get("/chats/{chat_id}/messages", identified(history.list_messages)),
         ]
     )
     app[SETTINGS] = settings

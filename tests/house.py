@@ -10,9 +10,9 @@ from aiohttp.test_utils import TestServer
 from serving import StartServer
 from support import Gated, RawClient, Rows, Tenant, events, eventually, post, says
 
-from app.model import Model
-from app.resume import BELLS
-from app.turns import TURNS
+from app.api.resume import BELLS
+from app.models import Model
+from app.replies.turns import TURNS
 
 TEXT = "One two  three\n四 five 🙂 six seven eight nine ten."
 PIECES = re.findall(r"\s*\S+", TEXT)

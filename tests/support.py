@@ -18,8 +18,8 @@ import psycopg2.extras
 import pytest
 from aiohttp.test_utils import TestServer
 
-from app.model import Conversation, Model
-from app.store import DEMO_ORG_ID
+from app.models import Conversation, Model
+from app.storage.store import DEMO_ORG_ID
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from serving import StartServer
 from support import RawClient, Rows, Tenant, events, logged, post, says
 
 from app.logs import Formatter, quiet_bad_http
-from app.model import Conversation, Message
+from app.models import Conversation, Message
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 JSON = {"Content-Type": "application/json"}

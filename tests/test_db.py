@@ -19,10 +19,12 @@ from serving import OwnPostgres, StartServer, new_postgres
 from support import Gated, Rows, Tenant, events, eventually, logged, says
 from yoyo.backends.base import DatabaseBackend
 
-from app import db, embedded
-from app.db import DATABASE
-from app.store import STORE, Store
-from app.turns import GIVE_UP_AFTER, TURNS
+from app.errors import StartError
+from app.replies.turns import GIVE_UP_AFTER, TURNS
+from app.storage import db, embedded
+from app.storage import migrate as migrations
+from app.storage.db import DATABASE
+from app.storage.store import STORE, Store
 
 
 @pytest.fixture(scope="module")
@@ -312,7 +314,7 @@ async def test_concurrent_turns_of_one_chat_keep_each_reply_behind_its_question(
 async def test_open_replies_of_a_dead_server_are_interrupted_soon_after_the_start(
     start_server: StartServer, rows: Rows, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.turns.GUARD_S", 0.02)
+    monkeypatch.setattr("app.replies.turns.GUARD_S", 0.02)
     rows(
         "with c as (insert into chats (org_id, id, user_id, title, message_count)"
         " values (%s, gen_random_uuid(), %s, 'Hi', 2) returning org_id, id)"
@@ -374,14 +376,14 @@ def test_migration_runs_again_without_effect_and_breaks_the_lock_of_a_killed_one
 ) -> None:
     rows("insert into yoyo_lock (locked, ctime, pid) values (1, now(), 1)")
     applied = rows("select migration_id, applied_at_utc from _yoyo_migration")
-    db.migrate(postgres_url, timeout_s=5)
+    migrations.migrate(postgres_url, timeout_s=5)
     assert rows("select migration_id, applied_at_utc from _yoyo_migration") == applied
     assert rows("select 1 from yoyo_lock") == []
 
 
 def test_unreachable_database_is_one_line_without_the_password() -> None:
-    with pytest.raises(db.StartError) as caught:
-        db.migrate("postgresql://user:secret@127.0.0.1:1/none", timeout_s=2)
+    with pytest.raises(StartError) as caught:
+        migrations.migrate("postgresql://user:secret@127.0.0.1:1/none", timeout_s=2)
     assert "127.0.0.1" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "secret" not in str(caught.value)
@@ -549,7 +551,7 @@ async def test_start_of_a_second_server_leaves_the_streams_of_the_first_alone(
 async def test_server_that_loses_its_lock_for_a_moment_keeps_its_replies(
     start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.turns.GUARD_S", 3600)
+    monkeypatch.setattr("app.replies.turns.GUARD_S", 3600)
     model = Gated()
     first = await start_server(model=model)
     client = await aiohttp_client(first)
@@ -616,8 +618,8 @@ def test_migration_that_is_cut_off_before_it_is_noted_is_made_again(
 
     monkeypatch.setattr(DatabaseBackend, "mark_one", cut_off)
     with pytest.raises(SystemExit):
-        db.migrate(url, timeout_s=5)
-    db.migrate(url, timeout_s=5)
+        migrations.migrate(url, timeout_s=5)
+    migrations.migrate(url, timeout_s=5)
     with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
         cursor.execute("select count(*) from _yoyo_migration")
         assert cursor.fetchall() == [(len(list((db.SQL / "schema").glob("*.sql"))),)]
@@ -625,8 +627,8 @@ def test_migration_that_is_cut_off_before_it_is_noted_is_made_again(
 
 
 def test_malformed_url_is_one_line_without_the_password() -> None:
-    with pytest.raises(db.StartError) as caught:
-        db.migrate("postgresql://app:100%secret@h/d", timeout_s=2)
+    with pytest.raises(StartError) as caught:
+        migrations.migrate("postgresql://app:100%secret@h/d", timeout_s=2)
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -634,8 +636,8 @@ def test_malformed_url_is_one_line_without_the_password() -> None:
 def test_user_who_may_not_create_tables_is_told_so(postgres_url: str, rows: Rows) -> None:
     rows("create database bare")
     rows("create role reader login")
-    with pytest.raises(db.StartError, match="may its user create tables"):
-        db.migrate(postgres_url.replace("postgres:@/llm_app", "reader:@/bare"), timeout_s=5)
+    with pytest.raises(StartError, match="may its user create tables"):
+        migrations.migrate(postgres_url.replace("postgres:@/llm_app", "reader:@/bare"), timeout_s=5)
     rows("drop database bare")
     rows("drop role reader")
 

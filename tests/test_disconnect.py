@@ -12,10 +12,10 @@ from aiohttp.test_utils import TestServer
 from serving import StartServer
 from support import Gated, RawClient, Rows, Tenant, events, eventually, logged, post, says
 
-from app import model as simulated
-from app.chat import MODEL
-from app.db import DATABASE
-from app.turns import TURNS
+from app import models as simulated
+from app.api.chat import MODEL
+from app.replies.turns import TURNS
+from app.storage.db import DATABASE
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.model import Conversation, Message, Simulated, excerpt
+from app.models import Conversation, Message, excerpt
+from app.models.simulated import Simulated
 
 
 def asks(message: str, stream: bool = True) -> Conversation:

@@ -20,10 +20,10 @@ from playwright.async_api import Browser, BrowserContext, Error, Locator, Page, 
 from serving import StartServer, serving
 from support import Gated, Rows, Tenant, eventually, says
 
-from app.model import Conversation
-from app.resume import BELLS
-from app.store import DEMO_ORG_ID
-from app.turns import TURNS
+from app.api.resume import BELLS
+from app.models import Conversation
+from app.replies.turns import TURNS
+from app.storage.store import DEMO_ORG_ID
 
 # One browser, and so one event loop, for all the tests.
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]

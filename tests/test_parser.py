@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from playwright.sync_api import sync_playwright
 
-from app.sse import PING, encode_event, encode_numbered_tokens, encode_tokens
-from app.store import storable
+from app.replies.sse import PING, encode_event, encode_numbered_tokens, encode_tokens
+from app.storage.store import storable
 
 pytestmark = pytest.mark.browser
 

@@ -23,8 +23,8 @@ import psutil
 import pytest
 from support import Rows, Tenant
 
-from app.db import MIGRATION_LOCK
-from app.store import DEMO_ORG_ID, DEMO_USER_ID
+from app.storage.migrate import MIGRATION_LOCK
+from app.storage.store import DEMO_ORG_ID, DEMO_USER_ID
 
 ROOT = Path(__file__).parent.parent
 

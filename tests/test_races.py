@@ -27,11 +27,11 @@ from house import (
 from serving import StartServer
 from support import Gated, RawClient, Rows, Tenant, events, eventually, post, says
 
-from app.db import DatabaseAway
-from app.model import Conversation
-from app.resume import BELLS
-from app.store import STORE
-from app.turns import TURNS
+from app.api.resume import BELLS
+from app.models import Conversation
+from app.replies.turns import TURNS
+from app.storage.db import DatabaseAway
+from app.storage.store import STORE
 
 # More than the buffers of a connection hold.
 LARGE = "x" * 12_000_000
@@ -112,7 +112,7 @@ async def test_client_who_leaves_at_the_end_leaves_the_reply_complete(
             raise DatabaseAway(sent=False)
         return bool(await turn_close(**params))
 
-    monkeypatch.setattr("app.saves.FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr("app.replies.saves.FIRST_RETRY_S", 0.01)
     monkeypatch.setattr(house.home.app[STORE], "turn_close", fail_once)
     house.model.go(len(PIECES))
     await eventually(lambda: tries)
@@ -218,7 +218,7 @@ async def test_reader_who_leaves_a_whole_reply_ends_it_for_nobody(
 async def test_turns_that_end_while_a_stop_saves_others_do_not_disturb_it(
     start_server: StartServer, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.turns.LAST_WORDS_S", 0.05)
+    monkeypatch.setattr("app.replies.turns.LAST_WORDS_S", 0.05)
     server = await start_server(model=Gated())
     clients = [(await ask(server, tenant))[0] for _ in range(3)]
     store, saves, may_save = server.app[STORE], [], asyncio.Event()  # type: ignore[index]
@@ -279,8 +279,8 @@ async def test_reader_whose_server_stops_before_the_replys_has_answered_is_503(
 async def test_slow_reader_at_another_server_is_still_there(
     start_server: StartServer, rows: Rows, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.resume.CALL_AGAIN_S", 0.05)
-    monkeypatch.setattr("app.turns.CALL_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("app.api.resume.CALL_AGAIN_S", 0.05)
+    monkeypatch.setattr("app.replies.turns.CALL_TIMEOUT_S", 0.5)
     house = await open_house(start_server, True, Gated(pieces=[LARGE, "end"]))
     client, reply_id = await ask(house.home, tenant)
     house.model.go()

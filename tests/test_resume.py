@@ -29,10 +29,10 @@ from house import (
 from serving import StartServer
 from support import Gated, RawClient, Rows, Tenant, events, eventually, logged, post, says
 
-from app.bells import Call
+from app.api.resume import BELLS
 from app.logs import CAME_S
-from app.resume import BELLS
-from app.turns import GIVE_UP_AFTER, TURNS
+from app.replies.bells import Call
+from app.replies.turns import GIVE_UP_AFTER, TURNS
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ async def test_second_reader_takes_over_and_the_first_is_told(house: House, rows
 async def test_second_reader_takes_over_from_one_at_another_server_for_good(
     start_server: StartServer, rows: Rows, tenant: Tenant, monkeypatch: pytest.MonkeyPatch, second_at: str
 ) -> None:
-    monkeypatch.setattr("app.resume.CALL_AGAIN_S", 0.05)
+    monkeypatch.setattr("app.api.resume.CALL_AGAIN_S", 0.05)
     house = await open_house(start_server, True, Gated(pieces=PIECES))
     third = await start_server()
     await third.app[BELLS].listening.wait()
@@ -136,7 +136,7 @@ async def test_second_reader_takes_over_from_one_at_another_server_for_good(
 async def test_reader_who_came_earlier_and_is_heard_later_replaces_nobody(
     start_server: StartServer, rows: Rows, tenant: Tenant, monkeypatch: pytest.MonkeyPatch, second_at: str
 ) -> None:
-    monkeypatch.setattr("app.turns.GUARD_S", 3600)
+    monkeypatch.setattr("app.replies.turns.GUARD_S", 3600)
     model = Gated(pieces=PIECES)
     house = await open_house(start_server, True, model)
     third = await start_server()
@@ -246,7 +246,7 @@ async def test_after_the_window_the_model_is_closed_and_the_rest_is_an_error(
 async def test_paused_reply_of_a_dead_server_is_no_longer_waited_for(
     start_server: StartServer, rows: Rows, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.turns.GUARD_S", 3600)
+    monkeypatch.setattr("app.replies.turns.GUARD_S", 3600)
     house = await open_house(start_server, True, Gated(pieces=PIECES), resume_window_s=3600)
     client, reply_id = await ask(house.home, tenant)
     seen = await read_pieces(client, house.model, 3)
@@ -523,7 +523,7 @@ async def test_100_with_one_key_at_once_give_one_turn(
 async def test_key_is_forgotten_after_a_day_and_its_turn_is_not(
     start_server: StartServer, rows: Rows, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.turns.SWEEP_S", 0.02)
+    monkeypatch.setattr("app.replies.turns.SWEEP_S", 0.02)
     server = await start_server(model=says(*PIECES))
     for key in ("old", "new"):
         client, _ = await ask(server, tenant, headers=f"Idempotency-Key: {key}\r\n")

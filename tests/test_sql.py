@@ -10,7 +10,7 @@ from uuid import uuid4
 import psycopg2
 import pytest
 
-from app import db
+from app.storage import db
 
 TABLES = {"orgs", "users", "chats", "messages", "turn_keys", "tickets"}
 NAMES = sorted(path.stem for path in db.SQL.glob("*.sql"))

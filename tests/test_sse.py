@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.sse import encode_event, encode_numbered_tokens, encode_tokens
+from app.replies.sse import encode_event, encode_numbered_tokens, encode_tokens
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()))
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from serving import StartServer
 from support import Gated, RawClient, Rows, Tenant, events, eventually, logged, post, says
 
-from app.model import Conversation
-from app.store import storable
-from app.turns import TURNS
+from app.models import Conversation
+from app.replies.turns import TURNS
+from app.storage.store import storable
 
 HELLO_SHA256 = hashlib.sha256(b"Hello world").hexdigest()
 HELLO = says("Hello", " world")
@@ -378,7 +378,7 @@ async def test_model_that_hangs_when_it_is_closed_is_given_up(
         async def aclose(self) -> None:
             await asyncio.Event().wait()
 
-    monkeypatch.setattr("app.chat.MODEL_CLOSE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("app.api.chat.MODEL_CLOSE_TIMEOUT_S", 0.05)
     client = await aiohttp_client(await start_server(model=Hanging))
     response = await client.post("/chat/stream", json={"message": "Hi"}, headers=tenant.headers)
     assert events(await response.read())[-1]["fullText"] == "word "

@@ -17,7 +17,7 @@ from jwt.utils import base64url_encode
 from serving import StartServer
 from support import Rows, Tenant, events, eventually, logged, says
 
-from app.identity import Handler
+from app.api.identity import Handler
 
 SECRET = "a secret of no less than 32 characters"
 KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -196,7 +196,7 @@ async def test_known_key_does_not_wait_for_an_unknown_one(
     tenant: Tenant,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("app.tokens.FETCH_AGAIN_S", 0.0)
+    monkeypatch.setattr("app.api.tokens.FETCH_AGAIN_S", 0.0)
     asked: list[web.Request] = []
     may_answer = asyncio.Event()
 

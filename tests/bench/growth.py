@@ -100,7 +100,7 @@ class Probe:
         chats_of_user: int = CHATS_OF_USER,
         per_chat: int = 100,
     ) -> None:
-        from app.db import migrate
+        from app.storage.migrate import migrate
 
         psycopg2.extras.register_uuid()
         with closing(psycopg2.connect(bench.postgres_url)) as admin:

@@ -23,11 +23,12 @@ ROOT = Path(os.environ.get("BENCH_APP") or Path(__file__).parents[2]).resolve()
 sys.path.insert(0, str(ROOT))
 
 from app import logs, server  # noqa: E402
-from app import model as models  # noqa: E402
 from app.__main__ import Signals, listen  # noqa: E402
-from app.db import Database  # noqa: E402
-from app.model import Conversation, Model, Simulated  # noqa: E402
+from app.models import Conversation, Model  # noqa: E402
+from app.models import simulated as models  # noqa: E402
+from app.models.simulated import Simulated  # noqa: E402
 from app.settings import Settings  # noqa: E402
+from app.storage.db import Database  # noqa: E402
 
 Opened = namedtuple("Opened", "caller_known chat_known chat_id created_at history running_id")
 Closed = namedtuple("Closed", "finished_at")

@@ -298,8 +298,8 @@ class Bench:
 
         It inherits this process's core.
         """
-        from app.db import migrate
-        from app.embedded import postgres
+        from app.storage.embedded import postgres
+        from app.storage.migrate import migrate
 
         shutil.rmtree(self.postgres_folder, ignore_errors=True)
         try:

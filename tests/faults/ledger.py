@@ -24,7 +24,7 @@ import psutil
 import psycopg2
 from support import Rows, Tenant, eventually
 
-from app.model import compose
+from app.models.simulated import compose
 
 # `make faults` sets FAULTS=full: the same tests, at length.
 FULL = os.environ.get("FAULTS") == "full"

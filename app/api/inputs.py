@@ -11,10 +11,10 @@ from uuid import UUID
 
 from aiohttp import web
 
+from app.api.identity import parse_uuid
 from app.errors import ApiError
-from app.identity import parse_uuid
 from app.settings import SETTINGS
-from app.store import storable
+from app.storage.store import storable
 
 PAGE_SIZE_DEFAULT = 50
 PAGE_SIZE_LIMIT = 100

@@ -11,9 +11,10 @@ from uuid import UUID
 import jwt
 from aiohttp import web
 
+from app.api.identity import not_once
 from app.errors import ApiError
-from app.identity import Caller, not_once
 from app.settings import Settings
+from app.storage.store import Caller
 
 log = logging.getLogger(__name__)
 

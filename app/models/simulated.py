@@ -1,8 +1,4 @@
-"""The seam: what a model is, and the simulated one.
-
-A real model is one async generator function from a `Conversation` to pieces of text; `server.py` names it in
-one place. Closing the generator (`aclose`) must stop the work, and so the bill.
-"""
+"""The simulated model: made-up text, a word at a time."""
 
 from __future__ import annotations
 
@@ -10,42 +6,11 @@ import asyncio
 import heapq
 import random
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from math import ceil
 from operator import itemgetter
-from typing import Literal, Protocol
 
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    role: Literal["user", "assistant"]
-    content: str
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """A chat's messages so far, oldest first; the last is the user's, to be answered.
-
-    `stream` is false where nobody reads along (`POST /chat`) and only the whole reply counts.
-    """
-
-    messages: Sequence[Message]
-    stream: bool
-
-
-class Reply(Protocol):
-    """A reply as it comes into being: what an async generator of `str` is.
-
-    A model that knows its reply beforehand may also have `text_length` (code points) and `total_tokens`;
-    they go to the log.
-    """
-
-    def __aiter__(self) -> AsyncIterator[str]: ...
-    async def aclose(self) -> None: ...
-
-
-Model = Callable[[Conversation], Reply]
+from app.models import Conversation, excerpt
 
 # A word with the white space before it; white space at the very end of a text stands alone.
 TOKEN = re.compile(r"\s*\S+|\s+")
@@ -213,10 +178,3 @@ def compose(asked: Sequence[str], rng: random.Random) -> str:
     """Return a reply to the last of `asked`: 20 to 60 words, or a story of 150 or more."""
     template = STORY if "tell a story" in asked[-1].lower() else rng.choice(REPLIES)
     return template.format(quote=excerpt(asked[-1], words=12, chars=80), turn=len(asked))
-
-
-def excerpt(text: str, *, words: int, chars: int) -> str:
-    """Return the first words of `text`, white space folded, with an ellipsis where it was cut."""
-    folded = " ".join(text.split())
-    short = " ".join(folded.split(" ", words)[:words])[:chars]
-    return short if short == folded else short + "…"

@@ -16,14 +16,13 @@ from uuid import UUID, uuid4
 
 from aiohttp import web
 
-from app.bells import Bells, Call, ReaderId, channel
-from app.db import Conflict, DatabaseAway
-from app.errors import ApiError
-from app.identity import Caller
+from app.errors import ApiError, stopping
 from app.logs import CAME_S
-from app.saves import Saves
-from app.sse import ClientGone, EventStream, encode_chunk, encode_numbered_tokens, encode_tokens
-from app.store import FinalStatus, Store
+from app.replies.bells import Bells, Call, ReaderId, channel
+from app.replies.saves import Saves
+from app.replies.sse import ClientGone, EventStream, encode_chunk, encode_numbered_tokens, encode_tokens
+from app.storage.db import Conflict, DatabaseAway
+from app.storage.store import Caller, FinalStatus, Store
 
 log = logging.getLogger(__name__)
 
@@ -628,12 +627,6 @@ def failure(status: FinalStatus, stored: bool) -> str:
     if stored:
         return f"{what}; what it said so far is saved."
     return f"{what}, but it could not be saved."
-
-
-def stopping() -> ApiError:
-    # So that the next try reaches another server, where there is one.
-    headers = {"Retry-After": "1", "Connection": "close"}
-    return ApiError(503, "Stopping", "The server is stopping; try again.", headers=headers)
 
 
 TURNS: web.AppKey[Turns] = web.AppKey("turns", Turns)

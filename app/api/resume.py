@@ -14,15 +14,15 @@ from uuid import UUID
 
 from aiohttp import web
 
-from app.bells import Bells, Follower
-from app.db import DatabaseAway
-from app.errors import ApiError
-from app.identity import CALLER, parse_uuid
+from app.api.identity import CALLER, parse_uuid
+from app.errors import ApiError, stopping, undone
 from app.logs import OUTCOME
+from app.replies.bells import Bells, Follower
+from app.replies.sse import ClientGone, EventStream, encode_chunk, encode_event, encode_id
+from app.replies.turns import CALL_AGAIN_S, TURNS, Reader, Turn, encode_rest, failure, is_connected
 from app.settings import SETTINGS
-from app.sse import ClientGone, EventStream, encode_chunk, encode_event, encode_id
-from app.store import STORE, FinalStatus, FoundReply
-from app.turns import CALL_AGAIN_S, TURNS, Reader, Turn, encode_rest, failure, is_connected, stopping
+from app.storage.db import DatabaseAway
+from app.storage.store import STORE, FinalStatus, FoundReply
 
 log = logging.getLogger(__name__)
 
@@ -357,11 +357,6 @@ def log_disconnect(turn: Turn) -> None:
 
 def refuse_reply() -> NoReturn:
     raise ApiError(404, "Not found", "There is no such reply.")
-
-
-def undone() -> ApiError:
-    message = "The question was not stored; ask again."
-    return ApiError(503, "Database unavailable", message, headers={"Retry-After": "1"})
 
 
 def refuse_offset(offset: int, length: int) -> NoReturn:

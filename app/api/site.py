@@ -6,11 +6,12 @@ from pathlib import Path
 
 from aiohttp import web
 
-from app.identity import Handler
-from app.store import STORE
-from app.turns import TURNS, stopping
+from app.api.identity import Handler
+from app.errors import stopping
+from app.replies.turns import TURNS
+from app.storage.store import STORE
 
-WEB = Path(__file__).parent.parent / "web"
+WEB = Path(__file__).parents[2] / "web"
 
 # The page's own files, and connections to whatever server its reader configures. It frames nothing and is
 # framed by nobody.

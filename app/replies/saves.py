@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from uuid import UUID
 
-from app.db import DatabaseAway
+from app.storage.db import DatabaseAway
 
 log = logging.getLogger(__name__)
 

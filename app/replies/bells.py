@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
-from app.db import Database
-from app.store import Store
+from app.storage.db import Database
+from app.storage.store import Store
 
 log = logging.getLogger(__name__)
 

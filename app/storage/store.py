@@ -5,17 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 from uuid import UUID
 
 from aiohttp import web
 
-from app.db import Database
+from app.storage.db import Database
 
 FinalStatus = Literal["complete", "disconnected", "failed", "interrupted", "stopped"]
 
 DEMO_ORG_ID = UUID("00000000-0000-0000-0000-000000000001")
 DEMO_USER_ID = UUID("00000000-0000-0000-0000-000000000002")
+
+
+class Caller(NamedTuple):
+    """A user and the org that they act in. Whether they belong together, each SQL statement checks."""
+
+    org_id: UUID
+    user_id: UUID
 
 
 class OpenedTurn(Protocol):

@@ -11,32 +11,29 @@ import json
 import logging
 import uuid
 from functools import lru_cache
-from typing import NoReturn
 
 from aiohttp import web
 
-from app import tickets
-from app.db import Conflict, DatabaseAway
-from app.errors import ApiError
-from app.identity import CALLER, parse_uuid, refuse_caller
-from app.inputs import Question, check_question, read_key, read_page, read_question, refuse_spelling
-from app.logs import OUTCOME
-from app.model import Conversation, Message, Model, Reply, excerpt
-from app.resume import (
+from app.api import tickets
+from app.api.identity import CALLER, refuse_caller
+from app.api.inputs import Question, check_question, read_key, read_question, refuse_spelling
+from app.api.resume import (
     connect,
-    iso,
     log_disconnect,
     read_along,
     read_last_event_id,
     read_reply,
     reply_body,
-    undone,
     wait_for_reply,
 )
+from app.errors import ApiError, stopping, undone, unknown_chat
+from app.logs import OUTCOME
+from app.models import Conversation, Message, Model, Reply, excerpt
+from app.replies.sse import ClientGone, encode_chunk, encode_numbered_tokens, encode_tokens
+from app.replies.turns import MODEL_CLOSE_TIMEOUT_S, TURNS, Ended, Turn, failure
 from app.settings import SETTINGS
-from app.sse import ClientGone, encode_chunk, encode_numbered_tokens, encode_tokens
-from app.store import STORE, FinalStatus, OpenedTurn, storable
-from app.turns import MODEL_CLOSE_TIMEOUT_S, TURNS, Ended, Turn, failure, stopping
+from app.storage.db import Conflict, DatabaseAway
+from app.storage.store import STORE, FinalStatus, OpenedTurn, storable
 
 log = logging.getLogger(__name__)
 
@@ -275,62 +272,11 @@ async def why_not_opened(request: web.Request, row: OpenedTurn, key: str | None,
             reply_id: uuid.UUID = earlier.reply_id
             return reply_id
     if not row.chat_known:
-        refuse_chat()
+        raise unknown_chat()
     if row.running_id is None:
         # The key's turn has just been taken back.
         raise undone()
     raise reply_runs(row.running_id)
-
-
-async def list_chats(request: web.Request) -> web.Response:
-    """`GET /chats`: the caller's chats, newest first."""
-    org_id, user_id = request[CALLER]
-    limit, before = read_page(request)
-    rows = await request.app[STORE].chat_list(org_id=org_id, user_id=user_id, before=before, page_size=limit + 1)
-    if not rows:
-        refuse_caller()
-    if not rows[0].before_known:
-        raise ApiError(404, "Not found", "There is no such chat to page before.")
-    chats = [
-        {"chat_id": str(row.chat_id), "title": row.title, "created_at": iso(row.created_at)}
-        for row in rows
-        if row.chat_id is not None
-    ]
-    page = chats[:limit]
-    return web.json_response({"chats": page, "next": page[-1]["chat_id"] if len(chats) > limit else None})
-
-
-async def list_messages(request: web.Request) -> web.Response:
-    """`GET /chats/{chat_id}/messages`: from the chat's end, oldest first within a page."""
-    org_id, user_id = request[CALLER]
-    chat_id = parse_uuid("chat_id", request.match_info["chat_id"])
-    limit, before = read_page(request)
-    rows = await request.app[STORE].message_list(
-        org_id=org_id, user_id=user_id, chat_id=chat_id, before=before, page_size=limit + 1
-    )
-    if not rows:
-        refuse_caller()
-    if rows[0].chat_id is None:
-        refuse_chat()
-    if not rows[0].before_known:
-        raise ApiError(404, "Not found", "There is no such message to page before.")
-    messages = [
-        {
-            "message_id": str(row.message_id),
-            "role": row.role,
-            "content": row.content,
-            "status": row.status,
-            "created_at": iso(row.created_at),
-        }
-        for row in rows
-        if row.message_id is not None
-    ]
-    page = messages[-limit:]
-    return web.json_response({"messages": page, "next": page[0]["message_id"] if len(messages) > limit else None})
-
-
-def refuse_chat() -> NoReturn:
-    raise ApiError(404, "Not found", "There is no such chat.")
 
 
 def reply_runs(running_id: uuid.UUID | None) -> ApiError:

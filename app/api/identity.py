@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 from uuid import UUID
 
 from aiohttp import web
@@ -12,17 +12,11 @@ from multidict import MultiMapping
 
 from app.errors import ApiError
 from app.settings import SETTINGS
+from app.storage.store import Caller
 
 USUAL_UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-class Caller(NamedTuple):
-    """A user and the org that they act in. Whether they belong together, each SQL statement checks."""
-
-    org_id: UUID
-    user_id: UUID
 
 
 CALLER: web.RequestKey[Caller] = web.RequestKey("caller", Caller)

@@ -8,10 +8,10 @@ from uuid import UUID
 
 from aiohttp import web
 
+from app.api.identity import CALLER, refuse_caller
+from app.api.inputs import Question, read_question
 from app.errors import ApiError
-from app.identity import CALLER, Caller, refuse_caller
-from app.inputs import Question, read_question
-from app.store import STORE
+from app.storage.store import STORE, Caller
 
 LIFETIME_S = 60.0
 

@@ -9,11 +9,11 @@ import uuid
 
 from aiohttp import web
 
-from app.errors import ApiError
-from app.identity import Handler
+from app.api.identity import Handler
+from app.errors import ApiError, stopping
 from app.logs import CAME_S, OUTCOME, request_id
+from app.replies.turns import TURNS
 from app.settings import SETTINGS
-from app.turns import TURNS, stopping
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,58 @@
+"""What was said before: a user's chats, a chat's messages."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from app.api.identity import CALLER, parse_uuid, refuse_caller
+from app.api.inputs import read_page
+from app.api.resume import iso
+from app.errors import ApiError, unknown_chat
+from app.storage.store import STORE
+
+
+async def list_chats(request: web.Request) -> web.Response:
+    """`GET /chats`: the caller's chats, newest first."""
+    org_id, user_id = request[CALLER]
+    limit, before = read_page(request)
+    rows = await request.app[STORE].chat_list(org_id=org_id, user_id=user_id, before=before, page_size=limit + 1)
+    if not rows:
+        refuse_caller()
+    if not rows[0].before_known:
+        raise ApiError(404, "Not found", "There is no such chat to page before.")
+    chats = [
+        {"chat_id": str(row.chat_id), "title": row.title, "created_at": iso(row.created_at)}
+        for row in rows
+        if row.chat_id is not None
+    ]
+    page = chats[:limit]
+    return web.json_response({"chats": page, "next": page[-1]["chat_id"] if len(chats) > limit else None})
+
+
+async def list_messages(request: web.Request) -> web.Response:
+    """`GET /chats/{chat_id}/messages`: from the chat's end, oldest first within a page."""
+    org_id, user_id = request[CALLER]
+    chat_id = parse_uuid("chat_id", request.match_info["chat_id"])
+    limit, before = read_page(request)
+    rows = await request.app[STORE].message_list(
+        org_id=org_id, user_id=user_id, chat_id=chat_id, before=before, page_size=limit + 1
+    )
+    if not rows:
+        refuse_caller()
+    if rows[0].chat_id is None:
+        raise unknown_chat()
+    if not rows[0].before_known:
+        raise ApiError(404, "Not found", "There is no such message to page before.")
+    messages = [
+        {
+            "message_id": str(row.message_id),
+            "role": row.role,
+            "content": row.content,
+            "status": row.status,
+            "created_at": iso(row.created_at),
+        }
+        for row in rows
+        if row.message_id is not None
+    ]
+    page = messages[-limit:]
+    return web.json_response({"messages": page, "next": page[0]["message_id"] if len(messages) > limit else None})
