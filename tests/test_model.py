@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.models import Conversation, Message, excerpt
-from app.models.simulated import Simulated
+from app.models.simulated import ASKS_FOR_STORY, STORY, Simulated, compose
 
 
 def asks(message: str, stream: bool = True) -> Conversation:
@@ -21,7 +22,7 @@ async def collect(model: Simulated, conversation: Conversation) -> list[str]:
     return [token async for token in model(conversation)]
 
 
-@given(st.text(min_size=1, max_size=300))
+@given(st.text(min_size=1, max_size=300).filter(lambda message: not ASKS_FOR_STORY.search(message)))
 def test_reply_has_20_to_60_words_and_mentions_the_message(message: str) -> None:
     async def check() -> None:
         for seed in "abcdefgh":
@@ -32,11 +33,35 @@ def test_reply_has_20_to_60_words_and_mentions_the_message(message: str) -> None
     asyncio.run(check())
 
 
-@pytest.mark.parametrize("message", ["tell a story", "Please TELL A STORY about a fox"])
-async def test_story_has_150_words_or_more(message: str) -> None:
-    tokens = await collect(Simulated((0, 0)), asks(message))
-    assert len(tokens) >= 150
-    assert message in "".join(tokens)
+@pytest.mark.parametrize(
+    "message",
+    [
+        "tell a story",
+        "Tell me a story",
+        "TELL ME A STORY!!!",
+        "Could you please tell us a short story about a fox?",
+        "I would like a story, please",
+        "Story",
+    ],
+)
+def test_message_with_the_word_story_gets_the_story(message: str) -> None:
+    assert compose([message], random.Random(1)) == STORY.format(quote=message, turn=1)
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["history", "What is the history of Rome?", "Draw a storyboard", "my_story_2", "Tell me a sto ry"],
+)
+def test_message_without_the_word_story_gets_no_story(message: str) -> None:
+    assert not compose([message], random.Random(1)).startswith("You asked for a story")
+
+
+def test_only_the_last_message_asks_for_a_story() -> None:
+    assert not compose(["Tell me a story", "Thanks"], random.Random(1)).startswith("You asked for a story")
+
+
+async def test_story_has_150_words_or_more() -> None:
+    assert len(await collect(Simulated((0, 0)), asks("tell a story"))) >= 150
 
 
 async def test_token_is_a_word_with_the_white_space_before_it() -> None:

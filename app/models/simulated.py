@@ -15,6 +15,9 @@ from app.models import Conversation, excerpt
 # A word with the white space before it; white space at the very end of a text stands alone.
 TOKEN = re.compile(r"\s*\S+|\s+")
 
+# What asks for a story: the word itself, however it is asked for. Not "history", not "storyboard".
+ASKS_FOR_STORY = re.compile(r"\bstory\b", re.IGNORECASE)
+
 # How far behind its schedule a simulated reply may catch up after the reader held it back.
 MAX_LAG_S = 0.1
 
@@ -176,5 +179,5 @@ class Clock:
 
 def compose(asked: Sequence[str], rng: random.Random) -> str:
     """Return a reply to the last of `asked`: 20 to 60 words, or a story of 150 or more."""
-    template = STORY if "tell a story" in asked[-1].lower() else rng.choice(REPLIES)
+    template = STORY if ASKS_FOR_STORY.search(asked[-1]) else rng.choice(REPLIES)
     return template.format(quote=excerpt(asked[-1], words=12, chars=80), turn=len(asked))
