@@ -6,14 +6,13 @@ import asyncio
 import heapq
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from math import ceil
-from operator import itemgetter
 
 from app.models import Conversation, excerpt
 
-# A word with the white space before it; white space at the very end of a text stands alone.
-TOKEN = re.compile(r"\s*\S+|\s+")
+# A word with the white space before it.
+WORD = re.compile(r"\s*\S+")
 
 # What asks for a story: the word itself, however it is asked for. Not "history", not "storyboard".
 ASKS_FOR_STORY = re.compile(r"\bstory\b", re.IGNORECASE)
@@ -21,18 +20,43 @@ ASKS_FOR_STORY = re.compile(r"\bstory\b", re.IGNORECASE)
 # How far behind its schedule a simulated reply may catch up after the reader held it back.
 MAX_LAG_S = 0.1
 
-REPLIES = (
-    'You wrote: "{quote}". This is reply {turn} of our chat. I am a simulated model, so every word here is made'
-    " up, but each one comes to you in an event of its own.",
-    'About "{quote}": that is a good thing to ask a server that has no model yet. This is reply {turn} in this'
-    " chat, streamed word by word and kept in PostgreSQL before you are told that it is done.",
-    'Thank you for "{quote}". Watch the gaps between these words: each takes ten to thirty milliseconds unless'
-    " something between us holds them back. It is reply {turn} of this chat.",
-    'So, "{quote}"! Reply {turn} of our chat says nothing wise, but it says it steadily: a real model will one'
-    " day stand in this very place, and nothing around it will need to change.",
-)
 
-STORY = (
+class Template:
+    """A text with fields, split into words once; the replies made of it share the strings."""
+
+    def __init__(self, text: str) -> None:
+        self._words = WORD.findall(text)
+        # The last first: what is filled in moves none that is still to be.
+        self._fields = [at for at, word in enumerate(self._words) if "{" in word][::-1]
+
+    def fill(self, **values: object) -> list[str]:
+        words = self._words.copy()
+        for at in self._fields:
+            # A value may bring white space, and braces that are no fields.
+            words[at : at + 1] = WORD.findall(words[at].format(**values))
+        return words
+
+
+REPLIES = [
+    Template(
+        'You wrote: "{quote}". This is reply {turn} of our chat. I am a simulated model, so every word here is'
+        " made up, but each one comes to you in an event of its own."
+    ),
+    Template(
+        'About "{quote}": that is a good thing to ask a server that has no model yet. This is reply {turn} in this'
+        " chat, streamed word by word and kept in PostgreSQL before you are told that it is done."
+    ),
+    Template(
+        'Thank you for "{quote}". Watch the gaps between these words: each takes ten to thirty milliseconds unless'
+        " something between us holds them back. It is reply {turn} of this chat."
+    ),
+    Template(
+        'So, "{quote}"! Reply {turn} of our chat says nothing wise, but it says it steadily: a real model will'
+        " one day stand in this very place, and nothing around it will need to change."
+    ),
+]
+
+STORY = Template(
     'You asked for a story: "{quote}". Here is reply {turn} of our chat.\n\n'
     "A lighthouse keeper on a small grey island had one task besides the lamp: every evening she read the"
     " weather aloud into an old radio, word by word, slowly, so that the boats could write it down. Nobody ever"
@@ -47,6 +71,12 @@ STORY = (
     " finger on the very next word, and read him the rest.\n\n"
     "After that she never wondered again. She mended the mast, and she kept the book."
 )
+
+
+def compose(asked: Sequence[str], rng: random.Random) -> list[str]:
+    """Return the words of a reply to the last of `asked`: 20 to 60, or a story of 150 or more."""
+    template = STORY if ASKS_FOR_STORY.search(asked[-1]) else rng.choice(REPLIES)
+    return template.fill(quote=excerpt(asked[-1], words=12, chars=80), turn=len(asked))
 
 
 class Simulated:
@@ -69,29 +99,21 @@ class Simulated:
         rng = self._rng
         if self._seed is not None:
             rng = random.Random("\0".join([self._seed, *asked]))  # noqa: S311
-        text = compose(asked, rng)
+        words = compose(asked, rng)
         if not conversation.stream:
-            return SimulatedReply([text], len(text), 1, rng, (0.0, 0.0), self._clock)
-        # One at a time: all the words of all the streams would be most of the memory of a stream.
-        tokens = map(itemgetter(0), TOKEN.finditer(text))
-        return SimulatedReply(tokens, len(text), len(TOKEN.findall(text)), rng, self._delay_s, self._clock)
+            return SimulatedReply(["".join(words)], rng, (0.0, 0.0), self._clock)
+        return SimulatedReply(words, rng, self._delay_s, self._clock)
 
 
 class SimulatedReply:
-    """An async iterator over `tokens`, each after its own delay from `delay_s`."""
+    """An async iterator over `words`, each after its own delay from `delay_s`."""
 
     def __init__(
-        self,
-        tokens: Iterable[str],
-        text_length: int,
-        total_tokens: int,
-        rng: random.Random,
-        delay_s: tuple[float, float],
-        clock: Clock,
+        self, words: Sequence[str], rng: random.Random, delay_s: tuple[float, float], clock: Clock
     ) -> None:
-        self.text_length = text_length
-        self.total_tokens = total_tokens
-        self._tokens = iter(tokens)
+        self.text_length = sum(map(len, words))
+        self.total_tokens = len(words)
+        self._words = iter(words)
         self._random = rng.random
         self._least_s = delay_s[0]
         self._spread_s = delay_s[1] - delay_s[0]
@@ -106,9 +128,9 @@ class SimulatedReply:
     def __anext__(self) -> asyncio.Future[str]:
         # The future is awaited as it is: no coroutine, and no more frames of ours, for each token.
         said: asyncio.Future[str] = self._clock.create_future()
-        for token in self._tokens:
+        for word in self._words:
             if self._at_once:
-                said.set_result(token)
+                said.set_result(word)
                 return said
             # Due times add up, so that late timers do not slow the reply.
             self._due_s = due_s = self._due_s + self._least_s + self._spread_s * self._random()
@@ -117,13 +139,13 @@ class SimulatedReply:
                 # The first of its tick, or late.
                 self._due_s = due_s = max(due_s, self._clock.time() - MAX_LAG_S)
                 sleepers = self._clock.sleepers_at(due_s)
-            sleepers.append((said, token))
+            sleepers.append((said, word))
             return said
         said.set_exception(StopAsyncIteration())
         return said
 
     async def aclose(self) -> None:
-        self._tokens = iter(())
+        self._words = iter(())
 
 
 TICKS_PER_S = 1000
@@ -169,15 +191,9 @@ class Clock:
     def _ring(self) -> None:
         now = self.time() * TICKS_PER_S
         while self._ticks and self._ticks[0] <= now:
-            for sleeper, token in self.sleepers.pop(heapq.heappop(self._ticks)):
+            for sleeper, word in self.sleepers.pop(heapq.heappop(self._ticks)):
                 if not sleeper.done():
-                    sleeper.set_result(token)
+                    sleeper.set_result(word)
         self._timer = None
         if self._ticks:
             self._set_timer()
-
-
-def compose(asked: Sequence[str], rng: random.Random) -> str:
-    """Return a reply to the last of `asked`: 20 to 60 words, or a story of 150 or more."""
-    template = STORY if ASKS_FOR_STORY.search(asked[-1]) else rng.choice(REPLIES)
-    return template.format(quote=excerpt(asked[-1], words=12, chars=80), turn=len(asked))

@@ -89,9 +89,9 @@ def main() -> None:
     options = parser.parse_args()
 
     signals = Signals()
-    text = options.reply.read_text().strip()
+    words = models.WORD.findall(options.reply.read_text().strip())
     # The simulated model as it is, pacing included; only what it says is what all candidates say.
-    models.compose = lambda asked, rng: text
+    models.compose = lambda asked, rng: words
     model: Model = Simulated((options.period_ms, options.period_ms))
     if not options.period_ms:
         model = unpaced(model)

@@ -46,7 +46,7 @@ def scale(short: T, full: T) -> T:
 
 def expected_text(*asked: str) -> str:
     """Return what a server with SIM_SEED answers to the last of a chat's questions."""
-    return compose(asked, random.Random("\0".join([SIM_SEED, *asked])))
+    return "".join(compose(asked, random.Random("\0".join([SIM_SEED, *asked]))))
 
 
 CUTS = ("FIN", "RST", "half-close", "stop reading")
