@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 
@@ -123,3 +124,9 @@ async def test_closed_reply_says_nothing_more() -> None:
     await reply.aclose()
     with pytest.raises(StopAsyncIteration):
         await anext(reply)
+
+
+def test_two_event_loops_one_after_the_other_are_both_answered() -> None:
+    model = Simulated((1, 1), "1")
+    first, second = (asyncio.run(collect(model, asks("Hi"))) for _ in range(2))
+    assert first == second

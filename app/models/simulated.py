@@ -93,8 +93,9 @@ class Simulated:
         self._clock: Clock | None = None
 
     def __call__(self, conversation: Conversation) -> SimulatedReply:
-        # Not before: an event loop must be running.
-        self._clock = self._clock or Clock()
+        loop = asyncio.get_running_loop()
+        if self._clock is None or self._clock.loop is not loop:
+            self._clock = Clock(loop)
         asked = [message.content for message in conversation.messages if message.role == "user"]
         rng = self._rng
         if self._seed is not None:
@@ -163,8 +164,8 @@ class Clock:
     With a timer of its own for each, the event loop would order all of them one by one.
     """
 
-    def __init__(self) -> None:
-        loop = asyncio.get_running_loop()
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
         self.time = loop.time
         self.create_future = loop.create_future
         # Those of each tick to come, and what each is told.
