@@ -6,10 +6,10 @@ import asyncio
 import heapq
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from math import ceil
 
-from app.models import Conversation, excerpt
+from app.models import Conversation, PushReply, excerpt
 
 # A word with the white space before it.
 WORD = re.compile(r"\s*\S+")
@@ -17,8 +17,17 @@ WORD = re.compile(r"\s*\S+")
 # What asks for a story: the word itself, however it is asked for. Not "history", not "storyboard".
 ASKS_FOR_STORY = re.compile(r"\bstory\b", re.IGNORECASE)
 
-# How far behind its schedule a simulated reply may catch up after the reader held it back.
+# How far behind its schedule a reply may be: what it is to catch up after it was held, or the loop was blocked.
 MAX_LAG_S = 0.1
+
+# What is said without a delay is said in parts, one in a step of the event loop, so that others get their turn.
+TOKENS_AT_ONCE = 32
+
+TICKS_PER_S = 1000
+
+# A timer of uvloop, whose unit is the millisecond, rings up to half of one early. What is due by then is taken
+# as due: to wait for so little again would spin the loop.
+EARLY_TICKS = 0.5
 
 
 class Template:
@@ -106,95 +115,141 @@ class Simulated:
         return SimulatedReply(words, rng, self._delay_s, self._clock)
 
 
-class SimulatedReply:
-    """An async iterator over `words`, each after its own delay from `delay_s`."""
+class SimulatedReply(PushReply):
+    """Says `words`, each after a delay of its own from `delay_s` (uniform); with (0, 0), at once."""
 
     def __init__(
         self, words: Sequence[str], rng: random.Random, delay_s: tuple[float, float], clock: Clock
     ) -> None:
         self.text_length = sum(map(len, words))
         self.total_tokens = len(words)
+        # Each push goes on where the one before it has stopped.
         self._words = iter(words)
-        self._random = rng.random
-        self._least_s = delay_s[0]
-        self._spread_s = delay_s[1] - delay_s[0]
-        self._at_once = not delay_s[1]
+        self._rng = rng
+        self._delay_s = delay_s
         self._clock = clock
-        self._sleepers = clock.sleepers
-        self._due_s = clock.time()
+        self._due_s = clock.loop.time()
+        self._pushed: asyncio.Future[bool] | None = None
+
+    async def push(self, say: Callable[[str], bool]) -> bool:
+        assert self._pushed is None or self._pushed.done(), "two pushes of one reply, expected one at a time"
+        schedule = self._paced(say) if self._delay_s[1] else self._at_once(say)
+        self._pushed = self._clock.run(schedule)
+        try:
+            return await self._pushed
+        except BaseException:
+            await self.aclose()
+            raise
+
+    def _paced(self, say: Callable[[str], bool]) -> Schedule:
+        clock, draw, (least_s, most_s) = self._clock, self._rng.random, self._delay_s
+        for word in self._words:
+            # Due times add up, so that late timers do not slow the reply.
+            due_s = self._due_s + least_s + (most_s - least_s) * draw()
+            if due_s < clock.now_s - MAX_LAG_S:
+                due_s = clock.now_s - MAX_LAG_S
+            self._due_s = due_s
+            yield due_s
+            if not say(word):
+                return True
+        return False
+
+    def _at_once(self, say: Callable[[str], bool]) -> Schedule:
+        for number, word in enumerate(self._words):
+            if number % TOKENS_AT_ONCE == 0:
+                # Overdue: in the loop's next step.
+                yield 0.0
+            if not say(word):
+                return True
+        return False
 
     def __aiter__(self) -> SimulatedReply:
         return self
 
-    def __anext__(self) -> asyncio.Future[str]:
-        # The future is awaited as it is: no coroutine, and no more frames of ours, for each token.
-        said: asyncio.Future[str] = self._clock.create_future()
-        for word in self._words:
-            if self._at_once:
-                said.set_result(word)
-                return said
-            # Due times add up, so that late timers do not slow the reply.
-            self._due_s = due_s = self._due_s + self._least_s + self._spread_s * self._random()
-            sleepers = self._sleepers.get(ceil(due_s * TICKS_PER_S))
-            if sleepers is None:
-                # The first of its tick, or late.
-                self._due_s = due_s = max(due_s, self._clock.time() - MAX_LAG_S)
-                sleepers = self._clock.sleepers_at(due_s)
-            sleepers.append((said, word))
-            return said
-        said.set_exception(StopAsyncIteration())
-        return said
+    async def __anext__(self) -> str:
+        said: list[str] = []
+
+        def say(word: str) -> bool:
+            said.append(word)
+            return False
+
+        if await self.push(say):
+            return said[0]
+        raise StopAsyncIteration
 
     async def aclose(self) -> None:
         self._words = iter(())
+        if self._pushed is not None and not self._pushed.done():
+            self._pushed.set_result(False)
 
 
-TICKS_PER_S = 1000
+# A generator that yields when it is to be resumed, in seconds of the loop's time.
+Schedule = Generator[float, None, bool]
 
-# A timer of uvloop, whose unit is the millisecond, rings up to half of one early. What is due by then is taken
-# as due: to wait for so little again would spin the loop.
-EARLY_TICKS = 0.5
-
-Sleepers = list[tuple["asyncio.Future[str]", str]]
+Sleeper = tuple[Schedule, "asyncio.Future[bool]"]
 
 
 class Clock:
-    """One timer for many sleepers: those due within the same millisecond wake together.
+    """One timer for many schedules: those due within the same millisecond are resumed together.
 
     With a timer of its own for each, the event loop would order all of them one by one.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.time = loop.time
-        self.create_future = loop.create_future
-        # Those of each tick to come, and what each is told.
-        self.sleepers: dict[int, Sleepers] = {}
-        self._call_at = loop.call_at
+        # When a schedule was last started or resumed.
+        self.now_s = loop.time()
+        self._sleepers: dict[int, list[Sleeper]] = {}
+        # Those of the sleepers, as a heap.
         self._ticks: list[int] = []
+        # For the first of them.
         self._timer: asyncio.TimerHandle | None = None
 
-    def sleepers_at(self, due_s: float) -> Sleepers:
-        """Return those who wake at `due_s` of the loop's time, or up to a tick and a half later."""
-        tick = ceil(due_s * TICKS_PER_S)
-        if tick not in self.sleepers:
-            self.sleepers[tick] = []
-            heapq.heappush(self._ticks, tick)
-            if tick == self._ticks[0]:
-                if self._timer is not None:
-                    self._timer.cancel()
-                self._set_timer()
-        return self.sleepers[tick]
+    def run(self, schedule: Schedule) -> asyncio.Future[bool]:
+        """Return a future of what the schedule returns or raises; once done, the schedule is not resumed."""
+        outcome: asyncio.Future[bool] = self.loop.create_future()
+        self.now_s = self.loop.time()
+        self._resume([(schedule, outcome)])
+        return outcome
+
+    def _resume(self, due: list[Sleeper]) -> None:
+        sleepers = self._sleepers
+        for sleeper in due:
+            schedule, outcome = sleeper
+            if outcome.done():
+                continue
+            try:
+                tick = ceil(next(schedule) * TICKS_PER_S)
+            except StopIteration as end:
+                if not outcome.done():
+                    outcome.set_result(end.value)
+            except BaseException as exc:
+                # For this one's caller to handle: the others are still due.
+                if not outcome.done():
+                    outcome.set_exception(exc)
+            else:
+                if tick not in sleepers:
+                    self._add(tick)
+                sleepers[tick].append(sleeper)
+
+    def _add(self, tick: int) -> None:
+        self._sleepers[tick] = []
+        heapq.heappush(self._ticks, tick)
+        if tick == self._ticks[0]:
+            self._set_timer()
 
     def _set_timer(self) -> None:
-        self._timer = self._call_at((self._ticks[0] + EARLY_TICKS) / TICKS_PER_S, self._ring)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._ticks:
+            self._timer = self.loop.call_at((self._ticks[0] + EARLY_TICKS) / TICKS_PER_S, self._ring)
 
     def _ring(self) -> None:
-        now = self.time() * TICKS_PER_S
-        while self._ticks and self._ticks[0] <= now:
-            for sleeper, word in self.sleepers.pop(heapq.heappop(self._ticks)):
-                if not sleeper.done():
-                    sleeper.set_result(word)
-        self._timer = None
-        if self._ticks:
-            self._set_timer()
+        self.now_s = self.loop.time()
+        due: list[Sleeper] = []
+        while self._ticks and self._ticks[0] <= self.now_s * TICKS_PER_S:
+            due += self._sleepers.pop(heapq.heappop(self._ticks))
+        # What is due again by now waits for the loop's next step.
+        self._set_timer()
+        self._resume(due)
