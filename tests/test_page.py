@@ -838,43 +838,116 @@ async def test_all_is_reached_and_left_by_keyboard_alone(
     await expect(page.get_by_role("textbox", name="Message")).to_be_focused()
 
 
-async def test_reader_who_scrolls_up_is_left_there_until_they_jump_to_the_latest(
-    start_server: StartServer, open_page: OpenPage
+@pytest.mark.parametrize("came_by", ["opened", "reloaded"])
+@pytest.mark.parametrize("width", [390, 1280])
+async def test_question_in_a_long_chat_and_its_reply_are_in_view(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant, width: int, came_by: str
+) -> None:
+    model = Gated("line\n" * 3)
+    page = await open_long_chat(start_server, open_page, rows, tenant, model, width)
+    if came_by == "reloaded":
+        await page.reload()
+        await expect(page.locator("#messages > li")).to_have_count(50)
+    for _ in range(2):
+        await is_at_end(page)
+        await say(page, "Hi")
+        question = page.locator("#messages > .user").last
+        await expect(question).to_be_in_viewport(ratio=1)
+        for lines in (3, 6, 9):
+            await grow(page, model, lines)
+            await is_at_end(page)
+            await expect(replies(page).last).to_be_in_viewport(ratio=1)
+        await expect(question).to_be_in_viewport(ratio=1)
+        await page.keyboard.press("Escape")
+        await expect(replies(page).last.locator(".status")).to_have_text("Stopped")
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+async def test_reader_who_scrolls_up_is_left_there_until_they_are_back_at_the_end(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant, width: int
 ) -> None:
     model = Gated("line\n" * 20)
-    page = await open_page(await start_server(model=model))
-    await page.set_viewport_size({"width": 800, "height": 500})
+    page = await open_long_chat(start_server, open_page, rows, tenant, model, width)
     region = page.get_by_role("region", name="Messages")
     jump = page.get_by_role("button", name="Jump to latest")
-    to_end = "(element) => element.scrollHeight - element.scrollTop - element.clientHeight"
 
-    async def at_end() -> bool:
-        return bool(await region.evaluate(to_end) < 2)
-
-    async def grown(lines: int) -> None:
-        model.go()
-        await expect(replies(page).locator(".text")).to_have_text(re.compile(rf"^(line\s*){{{lines}}}$"))
-        await page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    async def top() -> float:
+        return float(await region.evaluate("(element) => element.scrollTop"))
 
     await say(page, "Hi")
-    await grown(20)
-    await grown(40)
-    assert await at_end()
-    await expect(jump).to_be_hidden()
+    await grow(page, model, 20)
+    # The end moves, its reader does not: a keyboard opens and closes, a phone is turned, a message gets longer.
+    for height in (420, 900, 700):
+        await page.set_viewport_size({"width": width, "height": height})
+        await is_at_end(page)
+    await page.set_viewport_size({"width": width - 60, "height": 700})
+    await is_at_end(page)
+    for key in ("Shift+Enter", "Shift+Enter", "Shift+Enter", "x", "Backspace", "Backspace"):
+        await page.keyboard.press(key)
+        await is_at_end(page)
+    await grow(page, model, 40)
+    await is_at_end(page)
 
     await region.hover()
     await page.mouse.wheel(0, -200)
     await expect(jump).to_be_visible()
-    await page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-    top = await region.evaluate("(element) => element.scrollTop")
-    await grown(60)
-    assert await region.evaluate("(element) => element.scrollTop") == top
+    await frames(page)
+    left_at = await top()
+    await grow(page, model, 60)
+    await page.set_viewport_size({"width": width - 60, "height": 800})
+    await page.keyboard.press("Shift+Enter")
+    await grow(page, model, 80)
+    assert await top() == left_at
+    await page.set_viewport_size({"width": width, "height": 700})
+    await expect(jump).to_be_visible()
 
+    await page.mouse.wheel(0, 10_000)
+    await expect(jump).to_be_hidden()
+    await grow(page, model, 100)
+    await is_at_end(page)
+
+    await page.mouse.wheel(0, -200)
+    await expect(jump).to_be_visible()
     await jump.click()
     await expect(jump).to_be_hidden()
     await expect(page.get_by_role("textbox", name="Message")).to_be_focused()
-    await grown(80)
-    assert await at_end()
+    await grow(page, model, 120)
+    await is_at_end(page)
+
+
+async def open_long_chat(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant, model: Gated, width: int
+) -> Page:
+    chat_id = add_chat(rows, tenant, "Long", messages=60)
+    server = await start_server(model=model)
+    page = await open_page(
+        server,
+        url=f"{base(server)}/#{chat_id}",
+        viewport={"width": width, "height": 700},
+        device_scale_factor=1.25,
+    )
+    # As browsers without scroll anchoring have it: nothing but the page keeps to the end.
+    await page.locator("#scroller").evaluate("(element) => { element.style.overflowAnchor = 'none'; }")
+    await expect(page.locator("#messages > li")).to_have_count(50)
+    return page
+
+
+async def grow(page: Page, model: Gated, lines: int) -> None:
+    """Let the last reply have so many lines."""
+    model.go()
+    await expect(replies(page).last.locator(".text")).to_have_text(re.compile(rf"^(line\s*){{{lines}}}$"))
+    await frames(page)
+
+
+async def frames(page: Page) -> None:
+    """Wait until what has changed is laid out, and the scroll events of that are over."""
+    await page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+async def is_at_end(page: Page) -> None:
+    await frames(page)
+    below = "({ scrollHeight, scrollTop, clientHeight }) => scrollHeight - scrollTop - clientHeight"
+    assert abs(await page.locator("#scroller").evaluate(below)) < 2
 
 
 async def test_phone_has_no_horizontal_scroll_and_a_drawer(

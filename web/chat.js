@@ -173,23 +173,38 @@ class Lost extends Failure {}
 
 // ---- Scrolling: keep to the end of the messages unless the reader has scrolled up.
 
+const AT_END_PX = 2; // Heights are rounded, and in a zoomed page positions are fractions.
+const NEAR_END_PX = 64; // Who goes to the end, and glides, finds that it has gone on by some lines.
+const TREMOR_PX = 4;
+
 let following = true;
-let lastTop = 0;
+let lastTop = 0; // Where we have put the messages, or the reader has.
+
+const belowPx = () => scroller.scrollHeight - scroller.clientHeight - scroller.scrollTop;
 
 function follow(wanted) {
     following = wanted;
     $('jump').hidden = wanted;
-    if (wanted) scroller.scrollTop = lastTop = scroller.scrollHeight;
+    if (wanted) scrollToPx(scroller.scrollHeight);
 }
 
+/** Scroll as far as it goes; from there on, what is higher up is the reader's doing. */
+function scrollToPx(top) {
+    scroller.scrollTop = top;
+    lastTop = scroller.scrollTop;
+}
+
+// The event comes a frame later. By then the text may have grown, or the meter or a keyboard taken room: the end is
+// elsewhere, but nobody has moved. A browser that gets room back moves up by itself, but then it is at the end.
 scroller.addEventListener('scroll', () => {
-    const { scrollTop, scrollHeight, clientHeight } = scroller;
-    const atEnd = scrollHeight - scrollTop - clientHeight < 24;
-    // Text that grows moves the end away from the reader, but never the reader up.
-    if (atEnd !== following && (atEnd || scrollTop < lastTop)) follow(atEnd);
-    lastTop = scrollTop;
+    const downPx = scroller.scrollTop - lastTop;
+    if (following && downPx < -1 && belowPx() > AT_END_PX) follow(false);
+    else if (!following && belowPx() < (downPx > TREMOR_PX ? NEAR_END_PX : AT_END_PX)) follow(true);
+    if (!following) lastTop = scroller.scrollTop;
 });
-const growth = new ResizeObserver(() => following && follow(true));
+const growth = new ResizeObserver(() => {
+    if (following || belowPx() < AT_END_PX) follow(true);
+});
 growth.observe(scroller);
 growth.observe($('thread'));
 
@@ -656,12 +671,14 @@ async function loadMessages(before = null) {
         const page = await requestJson(`/chats/${chat}/messages?limit=50${query}`, { signal });
         const fromEnd = scroller.scrollHeight - scroller.scrollTop;
         messages.prepend(...page.messages.map(messageItem));
-        if (before) {
-            scroller.scrollTop = lastTop = scroller.scrollHeight - fromEnd;
-            scroller.focus({ preventScroll: true });
-        }
         past.next = page.next;
         $('earlier').hidden = page.next === null;
+        if (before) {
+            // What was read stays where it was.
+            follow(false);
+            scrollToPx(scroller.scrollHeight - fromEnd);
+            scroller.focus({ preventScroll: true });
+        }
         if (!before) {
             const last = page.messages.at(-1);
             // One that nobody reads, or that this window read before it was reloaded.
@@ -774,8 +791,11 @@ addEventListener('hashchange', () => {
 // ---- Composer and keys
 
 function fit() {
+    const { scrollTop } = scroller;
     input.style.height = 'auto';
     input.style.height = `${input.scrollHeight}px`;
+    // While the field was low the messages had more room, and may have moved.
+    scroller.scrollTop = scrollTop;
 }
 
 function compose(text) {
