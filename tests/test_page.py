@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing, suppress
+from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -296,6 +299,25 @@ async def test_reload_in_the_middle_of_a_reply_goes_on_with_it(
     await expect(replies(page).locator(".text")).to_have_text("one two three four")
     await is_complete(replies(page).last)
     assert rows.messages(tenant.org_id)[1] == ("assistant", "one two three four", "complete")
+
+
+async def test_page_that_comes_back_later_goes_on_with_the_reply(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    model = Gated(pieces=["one ", "two ", "three ", "four"])
+    # The other page has no icon.
+    page = await open_page(await start_server(model=model), ignore=FAILED_REQUEST)
+    await read_half(page, model)
+    await page.goto(page.url.partition("#")[0] + "health")
+    await eventually(lambda: rows.messages(tenant.org_id)[1][1] == "one two ")
+    await page.go_back()
+    await expect(replies(page).locator(".text")).to_have_text("one two ")
+    model.go()
+    await expect(replies(page).locator(".text")).to_have_text("one two three ")
+    await expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    model.go()
+    await is_complete(replies(page).last)
+    assert await shown(replies(page)) == "one two three four"
 
 
 async def test_page_that_comes_back_after_the_resume_window_shows_how_it_ended(
@@ -618,13 +640,112 @@ async def test_page_that_cannot_get_back_in_time_keeps_what_it_has_and_says_so(
             await expect(replies(page).last).to_have_attribute("data-status", "resuming")
             await page.clock.run_for(5_000)
         notice = page.locator("#notice").get_by_role("alert")
-        await expect(notice).to_contain_text("The connection broke")
+        await expect(notice).to_contain_text(f"{proxy} does not answer.")
         await expect(replies(page).locator(".text")).to_have_text("one two ")
         await expect(replies(page).locator(".status")).to_have_text("Failed before the end")
         await expect(notice.get_by_role("button", name="Retry")).to_be_visible()
 
 
-async def test_second_window_on_a_chat_leaves_the_reply_to_the_first_and_shows_it_in_the_end(
+CUT_SHORT = 'data: {"error":"Cut short","message":"The database did not answer. The reply may go on."}\n\n'
+
+
+async def test_reply_that_is_cut_short_is_come_back_for_ever_more_seldom_until_it_has_an_end(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    page = await open_page(await start_server(), ignore=FAILED_REQUEST)
+    answers = [CUT_SHORT] * 4 + [None] * 4 + [CUT_SHORT] * 4
+    end = 'data: {"token":" world","done":false}\n\n' + done_event("Hello world")
+
+    async def answer(route: Route) -> None:
+        if route.request.method == "POST":
+            headers = {"content-type": "text/event-stream", "x-message-id": str(uuid.uuid4())}
+            await route.fulfill(headers=headers, body=TOKEN + CUT_SHORT)
+        elif (body := answers.pop(0) if answers else end) is None:
+            await route.fulfill(status=503, json={"error": "Database unavailable", "message": "Try again."})
+        else:
+            await route.fulfill(content_type="text/event-stream", body=body)
+
+    await page.route("**/chat/stream**", answer)
+    await page.evaluate(
+        """() => {
+            const { fetch } = window;
+            window.asked = [];
+            window.fetch = (url, options) => {
+                if (/offset=/.test(url)) asked.push([Date.now(), url.split('offset=')[1]]);
+                return fetch(url, options);
+            };
+        }"""
+    )
+    await page.clock.install()
+    await say(page, "Hi")
+    status = replies(page).locator(".status")
+    await expect(status).to_have_text("One moment; the reply goes on by itself…")
+    while answers:
+        assert await replies(page).get_attribute("data-status") == "resuming"
+        await page.clock.run_for(50)
+    await expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    await expect(page.locator("#live > p")).to_have_text([await status.inner_text()])
+    await expect(page.locator("#notice")).to_be_empty()
+    await page.clock.run_for(10_000)
+    await is_complete(replies(page))
+    assert await shown(replies(page)) == "Hello world"
+
+    asked = await page.evaluate("asked")
+    assert [offset for _, offset in asked] == ["5"] * 13
+    waits_s = [(later - earlier) / 1000 for (earlier, _), (later, _) in pairwise(asked)]
+    assert 2 * waits_s[0] < waits_s[2] < waits_s[4] < 7 < min(waits_s[7:11])
+
+
+async def test_silence_of_a_lost_connection_is_not_called_buffering(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    page = await open_page(await start_server())
+    text = "Hello" + " world" * 30
+
+    async def answer(route: Route) -> None:
+        if route.request.method == "POST":
+            headers = {"content-type": "text/event-stream", "x-message-id": str(uuid.uuid4())}
+            await route.fulfill(headers=headers, body=TOKEN + CUT_SHORT)
+        else:
+            body = 'data: {"token":" world","done":false}\n\n' * 30 + done_event(text)
+            await route.fulfill(content_type="text/event-stream", body=body)
+
+    await page.route("**/chat/stream**", answer)
+    await say(page, "Hi")
+    await is_complete(replies(page))
+    await expect(page.locator("#count")).to_have_text("31")
+    await expect(page.locator("#burst")).to_be_empty()
+
+
+def done_event(text: str) -> str:
+    event = {"done": True, "fullText": text, "chars": len(text), "sha256": sha256(text.encode()).hexdigest()}
+    return f"data: {json.dumps(event)}\n\n"
+
+
+async def test_reply_that_is_stopped_while_the_connection_is_lost_is_shown_as_stopped(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    model = Gated(pieces=["one ", "two ", "three ", "four"])
+    server = await start_server(model=model)
+    async with proxy_to(server, buffer_bytes=1) as (proxy, connections):
+        page = await open_page(server, settings={"server": proxy}, url=f"{proxy}/", ignore=FAILED_REQUEST)
+        await read_half(page, model)
+        await page.clock.install()
+        await page.clock.pause_at(await page.evaluate("Date.now() + 1000"))
+        for connection in list(connections):
+            connection.transport.abort()
+        await expect(replies(page)).to_have_attribute("data-status", "resuming")
+        # Not when the wait is over, which it never is, but at once.
+        async with page.expect_response(f"**/chat/stream/*?offset={len('one two ')}"):
+            await page.keyboard.press("Escape")
+        await expect(page.get_by_role("button", name="Send")).to_be_visible()
+        await page.clock.resume()
+        await expect(replies(page).locator(".status")).to_have_text("Stopped")
+        assert await shown(replies(page)) == "one two "
+        assert rows.messages(tenant.org_id)[1] == ("assistant", "one two ", "stopped")
+
+
+async def test_two_windows_on_a_chat_both_show_the_whole_reply(
     start_server: StartServer, open_page: OpenPage
 ) -> None:
     model = Gated(pieces=["one ", "two ", "three ", "four"])
@@ -632,11 +753,52 @@ async def test_second_window_on_a_chat_leaves_the_reply_to_the_first_and_shows_i
     first = await open_page(server)
     await read_half(first, model)
     second = await open_page(server, url=first.url)
-    await expect(replies(second).locator(".status")).to_have_text("Still being written…")
-    model.go(2)
-    await is_complete(replies(first).last)
-    await expect(replies(second).last).to_have_attribute("data-status", "complete")
-    assert await shown(replies(second)) == "one two three four"
+    await expect(replies(second).locator(".text")).to_have_text("one two ")
+    await expect(second.get_by_role("button", name="Stop")).to_be_visible()
+    model.go()
+    await expect(replies(second).locator(".text")).to_have_text("one two three ")
+    model.go()
+    await is_complete(replies(second))
+    for page in (first, second):
+        await expect(replies(page)).to_have_attribute("data-status", "complete")
+        assert await shown(replies(page)) == "one two three four"
+
+
+async def test_reply_that_has_less_stored_than_was_read_keeps_what_was_read(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    chat_id = add_chat(rows, tenant, "Killed", messages=2)
+    reply_id = rows("select id from messages where chat_id = %s and position = 2", chat_id)[0][0]
+    rows("update messages set status = 'interrupted', content = '' where id = %s", reply_id)
+    page = await open_page(await start_server(), ignore=FAILED_REQUEST)
+    headers = {"content-type": "text/event-stream", "x-message-id": str(reply_id), "x-chat-id": chat_id}
+    await page.route("**/chat/stream", lambda route: route.fulfill(headers=headers, body=TOKEN))
+    await say(page, "Hi")
+    await expect(replies(page).locator(".status")).to_have_text("Interrupted: the server stopped before the end")
+    assert await shown(replies(page)) == "Hello"
+
+
+async def test_reply_that_has_ended_is_shown_so_from_the_first_moment(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    server = await start_server()
+    for status in ("disconnected", "failed", "interrupted", "stopped"):
+        chat_id = add_chat(rows, tenant, status, messages=2)
+        rows("update messages set status = %s where chat_id = %s and position = 2", status, chat_id)
+        page = await open_page(
+            server,
+            url=f"{base(server)}/#{chat_id}",
+            init="""addEventListener('DOMContentLoaded', () => {
+                window.changes = 0;
+                const observer = new MutationObserver((records) => { window.changes += records.length; });
+                for (const id of ['meter', 'send', 'stop'])
+                    observer.observe(document.getElementById(id), { attributes: true });
+            });""",
+        )
+        await expect(replies(page)).to_have_attribute("data-status", status)
+        await page.wait_for_load_state("networkidle")
+        assert await page.evaluate("changes") == 0
+        await expect(replies(page)).to_have_attribute("data-status", status)
 
 
 async def test_chat_that_is_not_there_is_told_and_the_next_message_starts_a_new_one(

@@ -168,7 +168,7 @@ function showNotice(place, failure, actions = {}) {
     place.replaceChildren(notice);
 }
 
-/** The connection broke before the reply was complete. */
+/** The stream broke off before the reply was complete: the rest can be had. */
 class Lost extends Failure {}
 
 // ---- Scrolling: keep to the end of the messages unless the reader has scrolled up.
@@ -221,7 +221,6 @@ const STATUS_TEXT = {
     failed: 'Failed before the end',
     interrupted: 'Interrupted: the server stopped before the end',
     stopped: 'Stopped',
-    replaced: 'Read in another window',
     resuming: 'Connection lost; going on where it broke…',
     unsent: 'Not sent',
 };
@@ -260,6 +259,7 @@ class LiveReply {
     show() {
         cancelAnimationFrame(this.frame);
         this.frame = 0;
+        if (this.unshown && this.item.dataset.status === 'resuming') mark(this.item, 'live');
         this.node.appendData(this.unshown);
         this.unsaid += this.unshown;
         this.unshown = '';
@@ -271,6 +271,13 @@ class LiveReply {
     say(text) {
         this.unsaid = this.unsaid.slice(text.length);
         if (this.item.isConnected) announce(text);
+    }
+
+    /** Tell that it is interrupted, aloud only once. */
+    wait(note) {
+        this.show();
+        if (this.item.dataset.status !== 'resuming') announce(note);
+        mark(this.item, 'resuming', note);
     }
 
     end(status, note) {
@@ -302,6 +309,11 @@ const meter = {
         this.worst = null;
         $('meter').hidden = false;
         this.draw();
+    },
+
+    /** The silence while there was no connection is nobody's buffering. */
+    resume() {
+        this.readAt = performance.now();
     },
 
     read(at, tokens) {
@@ -373,9 +385,10 @@ function roundUp(value) {
 
 // ---- A turn: one message sent, one reply streamed. A lost connection is made again, and goes on where it broke.
 
+// After the last of them, a server that is out of reach is given up; one that says itself that the reply may go on is
+// asked again and again.
 const RESUME_DELAYS_MS = [300, 700, 1500, 3000, 5000, 5000, 5000];
-// The reply that this window reads: after a reload it goes on with it.
-const READING_KEY = 'streaming-chat.reading';
+const LONGEST_DELAY_MS = 10_000;
 
 let turn = null; // of the running one: its AbortController, the id of its reply, and that reply
 
@@ -402,6 +415,7 @@ async function stop() {
     write(mine.reply.item.querySelector('.status'), 'Stopping…');
     try {
         await request(`/chat/stream/${mine.replyId}`, { method: 'DELETE' });
+        mine.hurry?.();
     } catch {
         // The server is out of reach, so all that we can do is not to listen.
         mine.stopped = true;
@@ -409,14 +423,13 @@ async function stop() {
     }
 }
 
-function begin(reply, replyId = null) {
-    const mine = new AbortController();
-    Object.assign(mine, { reply, replyId, stopped: false });
+const newTurn = (reply, replyId = null) => Object.assign(new AbortController(), { reply, replyId, stopped: false });
+
+function begin(mine) {
     setTurn(mine);
     for (const place of [$('notice'), $('live')]) place.replaceChildren();
     follow(true);
     meter.begin();
-    return mine;
 }
 
 const newKey = () => Array.from(crypto.getRandomValues(new Uint32Array(4)), (part) => part.toString(36)).join('-');
@@ -427,7 +440,8 @@ async function send(message, key = newKey()) {
     const reply = new LiveReply();
     $('welcome').hidden = true;
     messages.append(question, reply.item);
-    const mine = begin(reply);
+    const mine = newTurn(reply);
+    begin(mine);
     try {
         // Or else the history that is asked for could hold this turn too.
         await past.loaded;
@@ -463,105 +477,95 @@ async function send(message, key = newKey()) {
     }
 }
 
-/** Go on with a reply of which this window has `content`, if it still runs. */
-async function goOn({ message_id: id, content }, item) {
-    if (turn) return;
+/** Read on a reply that has not ended; `content` is what is stored of it so far. */
+async function goOn({ message_id: id, content, status }) {
     const reply = new LiveReply(content);
-    const mine = begin(reply, id);
-    try {
-        const response = await rest(mine);
-        if (turn !== mine || response === null) return;
-        item.replaceWith(reply.item);
-        await readAll(mine, response);
-    } catch {
-        // It stays as it is stored.
-    } finally {
-        if (turn === mine) setTurn(null);
-        if (!reply.item.isConnected) $('meter').hidden = true;
+    const mine = newTurn(reply, id);
+    let response;
+    if (status !== 'streaming') {
+        // It looks ended, and mostly is: nothing is shown before it is known not to be.
+        response = await rest(mine).catch(() => null);
+        if (response === null) return;
     }
+    if (turn || !$(id)) {
+        mine.abort();
+        return;
+    }
+    $(id).replaceWith(reply.item);
+    begin(mine);
+    await readAll(mine, response);
+    if (turn !== mine) return;
+    setTurn(null);
+    $('meter').hidden = meter.tokens === 0;
 }
 
-/** Ask for what is not here yet; return null where there is nothing more. */
-async function rest(mine) {
-    const offset = Array.from(mine.reply.text).length;
-    const response = await request(`/chat/stream/${mine.replyId}?offset=${offset}`, { signal: mine.signal });
-    return response.status === 204 ? null : response;
+/** Ask for what is not here yet; return null where there is no more, and never will be. */
+async function rest({ reply, replyId, signal }) {
+    try {
+        const response = await request(`/chat/stream/${replyId}?offset=${Array.from(reply.text).length}`, { signal });
+        return response.status === 204 ? null : response;
+    } catch (error) {
+        // 409: its server died, and what is stored is less than what is here.
+        if (error.status === 409) return null;
+        throw error;
+    }
 }
 
 /** Read a reply to its end, over as many connections as it takes. */
 async function readAll(mine, response, retry = null) {
     const { reply } = mine;
-    remember(mine.replyId);
-    for (let tries = 0; ; ) {
+    reply.item.id = mine.replyId ?? '';
+    for (let tries = 0, unanswered = 0; ; tries += 1) {
         const had = reply.text.length;
         try {
-            if (response === null) throw new Failure('Stream cut short', 'The stream ended before the reply was complete.');
-            mark(reply.item, 'live');
-            await read(response, reply);
-            break;
+            if (response === undefined) {
+                response = await rest(mine);
+                meter.resume();
+            }
+            if (response === null) lookUp(reply);
+            else await read(response, reply);
+            return;
         } catch (error) {
             if (turn !== mine) return;
-            if (reply.text.length > had) tries = 0;
-            if (error.name === 'AbortError') {
-                reply.end(mine.stopped ? 'stopped' : 'disconnected');
-                break;
+            if (error.title === 'Stopped' || error.name === 'AbortError') {
+                reply.end(error.title === 'Stopped' || mine.stopped ? 'stopped' : 'disconnected');
+                return;
             }
-            const lost = error instanceof Lost || (error.status === 0 && error.title === 'No connection') || error.status === 503;
-            if (lost && mine.replyId && response !== null && tries < RESUME_DELAYS_MS.length) {
-                reply.show();
-                mark(reply.item, 'resuming');
-                announce(STATUS_TEXT.resuming);
-                response = await resumed(mine, RESUME_DELAYS_MS.slice(tries));
-                tries += 1;
-                if (turn !== mine) return;
-                if (response) continue;
+            if (error.title === 'Replaced') {
+                // Only servers that give a reply one reader say so.
+                lookUp(reply);
+                return;
             }
-            if (error.title === 'Stopped' || error.title === 'Replaced') {
-                reply.end(error.title.toLowerCase());
-            } else {
+            if (reply.text.length > had) tries = unanswered = 0;
+            const busy = error.title === 'Cut short' || error.status === 503;
+            unanswered = busy ? 0 : unanswered + 1;
+            const away = error instanceof Lost || error.title === 'No connection' || [502, 504].includes(error.status);
+            if (!(busy || away) || !mine.replyId || unanswered > RESUME_DELAYS_MS.length) {
                 reply.end('failed');
                 showNotice($('notice'), error, retry ? { Retry: retry } : {});
+                return;
             }
-            break;
+            reply.wait(busy ? 'One moment; the reply goes on by itself…' : STATUS_TEXT.resuming);
+            await pause(mine, RESUME_DELAYS_MS[tries] ?? LONGEST_DELAY_MS);
+            response = undefined;
         }
     }
-    remember(null);
 }
 
-/** Try to get the rest, again and again; return null if the reply has no more, undefined if it cannot be had. */
-async function resumed(mine, delays) {
-    for (const delay of delays) {
-        await new Promise((resolve) => {
-            setTimeout(resolve, delay);
-            addEventListener('online', resolve, { once: true });
-            mine.signal.addEventListener('abort', resolve);
-        });
-        if (mine.signal.aborted) return undefined;
-        try {
-            return await rest(mine);
-        } catch (error) {
-            // 503: the server starts again, or its database.
-            if (error.status && error.status !== 503) return undefined;
-        }
-    }
-    return undefined;
+/** Wait, but no longer than there is reason to. */
+function pause(mine, delay) {
+    return new Promise((resolve) => {
+        mine.hurry = resolve;
+        setTimeout(resolve, delay);
+        addEventListener('online', resolve, { once: true });
+        mine.signal.addEventListener('abort', resolve);
+    });
 }
 
-function remember(replyId) {
-    try {
-        if (replyId) sessionStorage.setItem(READING_KEY, replyId);
-        else sessionStorage.removeItem(READING_KEY);
-    } catch {
-        // Without storage a reload finds what is stored, and does not go on.
-    }
-}
-
-function remembered() {
-    try {
-        return sessionStorage.getItem(READING_KEY);
-    } catch {
-        return null;
-    }
+/** The stream does not tell how a reply has ended, or will: the history does. */
+function lookUp(reply) {
+    reply.end('streaming');
+    settle(past.visit.signal, 0);
 }
 
 /** Read the event stream of a reply to its end; raise Failure where it does not end well. */
@@ -681,9 +685,8 @@ async function loadMessages(before = null) {
         }
         if (!before) {
             const last = page.messages.at(-1);
-            // One that nobody reads, or that this window read before it was reloaded.
-            if (last?.status === 'disconnected' || (last?.status === 'streaming' && remembered() === last.message_id))
-                goOn(last, $(last.message_id));
+            // `disconnected` is final, but with servers that also store a reply so while it waits for its reader.
+            if (last?.status === 'streaming' || last?.status === 'disconnected') goOn(last);
             settle(signal, 500);
         }
     } catch (error) {
@@ -702,21 +705,24 @@ async function loadMessages(before = null) {
     }
 }
 
-/** Look again for replies that are still written: by another page, or for this one before it was reloaded. */
+/** Look again for how replies have ended that nobody reads here. */
 async function settle(signal, delay) {
-    if (!messages.querySelector('li[id][data-status=streaming]')) return;
+    if (!messages.querySelector('li[data-status=streaming]')) return;
     await new Promise((resolve) => setTimeout(resolve, delay));
     if (signal.aborted) return;
     try {
         const page = await requestJson(`/chats/${chat}/messages?limit=50`, { signal });
         for (const message of page.messages) {
             const item = $(message.message_id);
-            if (item?.dataset.status === 'streaming' && message.status !== 'streaming') item.replaceWith(messageItem(message));
+            if (item?.dataset.status !== 'streaming' || message.status === 'streaming') continue;
+            // What was read is not taken away, even where less is stored.
+            if (message.content.length < item.querySelector('.text').textContent.length) mark(item, message.status);
+            else item.replaceWith(messageItem(message));
         }
     } catch {
         if (signal.aborted) return;
     }
-    settle(signal, Math.min(delay * 2, 8000));
+    settle(signal, Math.min(delay * 2 || 500, 8000));
 }
 
 $('earlier').addEventListener('click', () => {
