@@ -7,8 +7,8 @@
 // Between looks at its sockets it sleeps for a `tick`: arrivals are known to that precision, and the server is not
 // charged for waking a client, on another core, for each word (real clients are on another machine).
 //
-// Phases: `ramp` (the connections open one by one, spread evenly), `settle` (warm-up), `window` (measured),
-// `drain` (no new requests; those under way may end, so that they can be checked). Seconds, all of them.
+// Phases: `ramp` (the connections open one by one, spread evenly), `settle` (warm-up), `window` (measured). Seconds,
+// all of them. Who has a stream under way then hangs up.
 
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -55,11 +55,11 @@ typedef struct { double *values; size_t length, room; } Samples;
 
 static struct {
     int port, connections;
-    double period, tick, ramp, settle, window, drain;
+    double period, tick, ramp, settle, window;
     const char *request_file, *events_file, *text_file;
     int server, others;  // roots of process trees; 0: none
     int server_core, load_core;
-} options = {.connections = 1, .period = 0.02, .ramp = 1.6, .settle = 1.4, .window = 4, .drain = 4,
+} options = {.connections = 1, .period = 0.02, .ramp = 1.6, .settle = 1.4, .window = 4,
              .server_core = -1, .load_core = -1};
 
 static char *request, *events, *text;
@@ -110,14 +110,15 @@ static char *read_file(const char *path, size_t *length) {
     return content;
 }
 
-// Find where each token ends: with an event that is more than white space.
+// Find where each token ends: with an event that is more than white space, which JSON may write as an escape.
 static void find_tokens(void) {
     static const char head[] = "data: {\"token\":\"";
     char *event = events;
     while (*event) {
         char *end = strstr(event, "\n\n");
         if (!end || strncmp(event, head, sizeof head - 1)) die("the events file is not token events");
-        if (event[sizeof head - 1] != ' ') {
+        char *said = event + sizeof head - 1;
+        if (*said != ' ' && !(*said == '\\' && strchr("nrt", said[1]))) {
             if (tokens_expected == MAX_TOKENS) die("more than %d tokens", MAX_TOKENS);
             token_end[tokens_expected++] = end + 2 - events;
         }
@@ -130,17 +131,14 @@ static void find_tokens(void) {
 typedef struct { double cpu, waited, rss; } Usage;
 
 static void add_usage(int pid, Usage *usage) {
-    char path[64], line[1024];
-    unsigned long user, system, pages;
+    char path[64];
+    unsigned long pages;
     unsigned long long ran, waited;
-    snprintf(path, sizeof path, "/proc/%d/stat", pid);
-    FILE *file = fopen(path, "r");
-    if (!file) return;
-    // The name, in parentheses, may hold blanks.
-    if (fgets(line, sizeof line, file) && strrchr(line, ')') &&
-        sscanf(strrchr(line, ')') + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user, &system) == 2)
-        usage->cpu += (double)(user + system) / sysconf(_SC_CLK_TCK);
-    fclose(file);
+    clockid_t clock;
+    struct timespec cpu;
+    FILE *file;
+    // To the nanosecond; /proc/PID/stat counts in hundredths of a second.
+    if (!clock_getcpuclockid(pid, &clock) && !clock_gettime(clock, &cpu)) usage->cpu += cpu.tv_sec + cpu.tv_nsec / 1e9;
     snprintf(path, sizeof path, "/proc/%d/schedstat", pid);
     if ((file = fopen(path, "r"))) {
         if (fscanf(file, "%llu %llu", &ran, &waited) == 2) usage->waited += waited / 1e9;
@@ -271,7 +269,7 @@ static void body(Connection *c, const char *data, size_t length, double t) {
     c->tail[c->tail_length] = 0;
 }
 
-// Check a response that has ended; ask the next question where there is still time.
+// Check a response that has ended; ask the next question.
 static void finish(Connection *c, double t) {
     static const char done[] = "data: {\"token\":\"\",\"done\":true,\"fullText\":\"";
     note_lateness(c);
@@ -288,15 +286,10 @@ static void finish(Connection *c, double t) {
         ended_in_window++;
         add(&whole, t - c->sent);
     }
-    if (!c->keep_alive) {
-        reconnected++;
-        close_connection(c);
-        if (t < window_to) open_connection(c);
-    } else if (t < window_to) {
-        send_request(c);
-    } else {
-        close_connection(c);
-    }
+    if (c->keep_alive) return send_request(c);
+    reconnected++;
+    close_connection(c);
+    open_connection(c);
 }
 
 // Take the chunks apart; return whether the last one has come.
@@ -426,7 +419,6 @@ static void parse_options(int argc, char **argv) {
         else if (!strcmp(name, "--ramp")) options.ramp = atof(value);
         else if (!strcmp(name, "--settle")) options.settle = atof(value);
         else if (!strcmp(name, "--window")) options.window = atof(value);
-        else if (!strcmp(name, "--drain")) options.drain = atof(value);
         else if (!strcmp(name, "--server")) options.server = atoi(value);
         else if (!strcmp(name, "--others")) options.others = atoi(value);
         else if (!strcmp(name, "--server-core")) options.server_core = atoi(value);
@@ -450,23 +442,16 @@ int main(int argc, char **argv) {
     began = now();
     window_from = began + options.ramp + options.settle;
     window_to = window_from + options.window;
-    double give_up = window_to + options.drain;
     int started = 0;
-    bool first_taken = false, last_taken = false;
-    Snapshot first = {0}, last = {0};
+    bool first_taken = false;
+    Snapshot first = {0};
 
     for (;;) {
         double t = now();
         if (!first_taken && t >= window_from) first = snapshot(), first_taken = true;
-        if (!last_taken && t >= window_to) last = snapshot(), last_taken = true;
-        if (t >= give_up) break;
+        if (t >= window_to) break;
         while (started < options.connections && t - began >= options.ramp * started / options.connections)
             open_connection(&connections[started++]);
-        if (last_taken) {
-            int busy = 0;
-            for (int i = 0; i < started && !busy; i++) busy = connections[i].state != IDLE;
-            if (!busy) break;
-        }
         if (options.tick) {
             struct timespec pause = {0, options.tick * 1e9};
             nanosleep(&pause, NULL);
@@ -476,27 +461,23 @@ int main(int argc, char **argv) {
         int count = epoll_wait(poller, found, 4096, options.tick ? 0 : 1);
         for (int i = 0; i < count; i++) serve(found[i].data.ptr, found[i].events);
     }
-    int unfinished = 0;
+    Snapshot last = snapshot();
     for (int i = 0; i < started; i++)
-        if (connections[i].state != IDLE) {
-            note_lateness(&connections[i]);
-            unfinished++;
-        }
+        if (connections[i].state != IDLE) note_lateness(&connections[i]);
 
     double seconds = last.at - first.at;
     printf("{\"seconds\": %.4f, \"tokens\": %lld, \"reads\": %lld, \"bytes\": %lld, \"ended\": %lld, ", seconds, tokens_in_window,
            reads_in_window, bytes_in_window, ended_in_window);
-    printf("\"all_opened\": %lld, \"all_ended\": %lld, \"reconnected\": %lld, \"unfinished\": %d, ", opened, ended,
-           reconnected, unfinished);
+    printf("\"all_opened\": %lld, \"all_ended\": %lld, \"reconnected\": %lld, ", opened, ended, reconnected);
     printf("\"failed\": {\"connect\": %lld, \"status\": %lld, \"content\": %lld, \"short\": %lld, \"first\": \"%s\"}, ",
            failed_connect, failed_status, failed_content, failed_short, first_failure);
     print_samples("lateness", &lateness);
     print_samples("first_token", &first_token);
     print_samples("whole", &whole);
-    printf("\"load_cpu_s\": %.4f, \"server_cpu_s\": %.2f, \"server_waited_s\": %.4f, \"server_rss\": %.0f, ",
+    printf("\"load_cpu_s\": %.4f, \"server_cpu_s\": %.6f, \"server_waited_s\": %.4f, \"server_rss\": %.0f, ",
            last.own - first.own, last.server.cpu - first.server.cpu, last.server.waited - first.server.waited,
            last.server.rss);
-    printf("\"others_cpu_s\": %.2f, \"server_core_s\": %.2f, \"load_core_s\": %.2f}\n",
+    printf("\"others_cpu_s\": %.4f, \"server_core_s\": %.2f, \"load_core_s\": %.2f}\n",
            last.others.cpu - first.others.cpu, last.server_core - first.server_core, last.load_core - first.load_core);
     return 0;
 }

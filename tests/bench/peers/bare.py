@@ -1,18 +1,22 @@
-"""The reference: a bare asyncio protocol on uvloop that writes ready-made bytes.
+"""The reference: a bare asyncio protocol, on uvloop where this server has it, that writes ready-made bytes.
 
 What Python can do at best with one `transport.write` a word: no framework, no JSON, no checks. Due times are
-kept exactly. They come in order, because all streams have one period, so that one timer serves them all: this
-is cheaper than a `call_at` for each word, which `--timers own` gives.
+kept exactly. They come in order, because all streams have one period, so that one timer serves them all.
 """
 
 import argparse
 import asyncio
+import json
+import re
 import uuid
 from collections import deque
 from functools import partial
 from pathlib import Path
 
-import uvloop
+try:
+    from uvloop import run
+except ImportError:
+    from asyncio import run
 
 HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\n"
@@ -24,12 +28,16 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
+def event(**data: object) -> str:
+    return f"data: {json.dumps(data, separators=(',', ':'))}\n\n"
+
+
 def frames(text: str) -> list[bytes]:
-    """Return one chunk for each word: the events of the blank before it and of the word."""
-    event = '{{"token":"{}","done":false}}'.format
-    words = text.split(" ")
-    parts = [[words[0]], *([" ", word] for word in words[1:])]
-    return [chunk("".join(f"data: {event(part)}\n\n" for part in pair).encode()) for pair in parts]
+    """Return one chunk for each word: the events of the white space before it and of the word."""
+    return [
+        chunk("".join(event(token=part, done=False) for part in re.findall(r"\s+|\S+", word)).encode())
+        for word in re.findall(r"\s*\S+", text)
+    ]
 
 
 class Pacer:
@@ -42,15 +50,8 @@ class Pacer:
         self._armed = False
 
     def start(self, stream: "Stream") -> None:
-        if not self._period_s:
-            self._loop.call_soon(self._unpaced, stream)
-            return
         self._queue.append((self._loop.time() + self._period_s, stream))
         self._arm()
-
-    def _unpaced(self, stream: "Stream") -> None:
-        if stream.write_next():
-            self._loop.call_soon(self._unpaced, stream)
 
     def _arm(self) -> None:
         if self._queue and not self._armed:
@@ -67,23 +68,6 @@ class Pacer:
                 # From the due time, not from now: late timers do not slow the stream.
                 queue.append((due + self._period_s, stream))
         self._arm()
-
-
-class OwnTimers(Pacer):
-    """The same with a timer of its own for each word."""
-
-    def start(self, stream: "Stream") -> None:
-        if not self._period_s:
-            super().start(stream)
-            return
-        self._call(self._loop.time() + self._period_s, stream)
-
-    def _call(self, due: float, stream: "Stream") -> None:
-        self._loop.call_at(due, self._due, due, stream)
-
-    def _due(self, due: float, stream: "Stream") -> None:
-        if stream.write_next():
-            self._call(due + self._period_s, stream)
 
 
 class Stream(asyncio.Protocol):
@@ -120,9 +104,8 @@ class Stream(asyncio.Protocol):
         self._next += 1
         if self._next < len(self._frames):
             return True
-        done = (
-            f'data: {{"token":"","done":true,"fullText":"{self._text}",'
-            f'"chat_id":"{uuid.uuid4()}","message_id":"{uuid.uuid4()}"}}\n\n'
+        done = event(
+            token="", done=True, fullText=self._text, chat_id=str(uuid.uuid4()), message_id=str(uuid.uuid4())
         )
         self._transport.write(chunk(done.encode()) + b"0\r\n\r\n")
         return False
@@ -133,11 +116,10 @@ async def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--period-ms", type=float, required=True)
     parser.add_argument("--reply", type=Path, required=True)
-    parser.add_argument("--timers", choices=["shared", "own"], default="shared")
     options = parser.parse_args()
     loop = asyncio.get_running_loop()
-    text = options.reply.read_text().strip()
-    pacer = (Pacer if options.timers == "shared" else OwnTimers)(loop, options.period_ms / 1000)
+    text = options.reply.read_text()
+    pacer = Pacer(loop, options.period_ms / 1000)
     server = await loop.create_server(
         partial(Stream, pacer, text, frames(text)), "127.0.0.1", options.port, backlog=2048
     )
@@ -145,4 +127,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(main())
+    run(main())

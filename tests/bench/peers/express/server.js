@@ -6,7 +6,9 @@ const { readFileSync } = require("node:fs");
 const express = require("express");
 
 const [port, periodMs, replyFile] = [Number(process.argv[2]), Number(process.argv[3]), process.argv[4]];
-const text = readFileSync(replyFile, "utf8").trim();
+const text = readFileSync(replyFile, "utf8");
+// Each with the white space before it, which is an event of its own.
+const words = text.match(/\s*\S+/g).map((word) => word.match(/\s+|\S+/g));
 
 const app = express();
 app.use(express.json());
@@ -20,21 +22,17 @@ app.post("/chat/stream", (req, res) => {
     "X-Accel-Buffering": "no",
   });
   res.flushHeaders();
-  const words = text.split(" ");
   const event = (data) => `data: ${JSON.stringify(data)}\n\n`;
   const start = performance.now();
   let next = 0;
   let timer;
 
   const wait = () => {
-    if (periodMs) timer = setTimeout(say, start + (next + 1) * periodMs - performance.now());
-    // One send a word: the words of one turn of the loop would be sent together.
-    else setImmediate(say);
+    timer = setTimeout(say, start + (next + 1) * periodMs - performance.now());
   };
   const say = () => {
     if (res.destroyed) return;
-    const blank = next ? event({ token: " ", done: false }) : "";
-    res.write(blank + event({ token: words[next], done: false }));
+    res.write(words[next].map((token) => event({ token, done: false })).join(""));
     if (++next < words.length) return wait();
     res.end(event({ token: "", done: true, fullText: text, chat_id: randomUUID(), message_id: randomUUID() }));
   };
