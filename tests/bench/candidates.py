@@ -1,61 +1,86 @@
-"""Who takes part: this server, its peers, and the two references."""
+"""Who takes part: this server, its peers, and the reference."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import venv
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .rig import BUILD, HERE, BenchError, compile_c
+from .rig import BUILD, HERE, REPLY, ROOT, BenchError, Postgres, Server, free_port, started
 
 PEERS = HERE / "peers"
 
-# A server's command line, given its port, the time between words in ms, and the file that holds its reply.
-Command = Callable[[int, float, Path], list[object]]
+
+@dataclass(frozen=True)
+class Job:
+    """What a server is told: where to listen, the time between words, where to store turns."""
+
+    port: int
+    period_ms: float
+    database_url: str = ""
+
+    def environ(self) -> dict[str, str]:
+        """Return this server's settings; all that is asked here is asked by one user."""
+        return {
+            "PORT": str(self.port),
+            "DATABASE_URL": self.database_url,
+            "SEED_DEMO": "1",
+            "SIM_DELAY_MS": f"{self.period_ms:g}-{self.period_ms:g}",
+            "USER_STREAM_LIMIT": "0",
+            "USER_TURNS_PER_MINUTE": "0",
+        }
+
+    def options(self) -> list[object]:
+        """Return the options that all peers in Python have."""
+        stored = ["--database-url", self.database_url] if self.database_url else []
+        return ["--port", self.port, "--period-ms", self.period_ms, "--reply", REPLY, *stored]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A server to start; with a database, its URL is put at the end of its command."""
+    """A server to start, and whether it stores its turns."""
 
     name: str
     label: str
-    command: Command
-    database: bool = False
-    env: dict[str, str] = field(default_factory=dict)
+    command: Callable[[Job], list[object]]
+    stores: bool = False
+    # Of a checkout of this server.
+    folder: Path = ROOT
 
 
-def python_peer(interpreter: Path, script: str) -> Command:
-    return lambda port, period_ms, reply: [interpreter, PEERS / script, *python_options(port, period_ms, reply)]
+@contextmanager
+def serving(candidate: Candidate, postgres: Postgres, period_ms: float = 0.0) -> Iterator[Server]:
+    """Run a candidate, with a database of its own if it stores turns."""
+    job = Job(free_port(), period_ms)
+    with ExitStack() as stack:
+        if candidate.stores:
+            job = replace(job, database_url=stack.enter_context(postgres.database()))
+        yield stack.enter_context(started(candidate.command(job), job.port, job.environ(), candidate.folder))
 
 
-def python_options(port: int, period_ms: float, reply: Path) -> list[object]:
-    return ["--port", port, "--period-ms", period_ms, "--reply", reply]
+def ours() -> Candidate:
+    return Candidate("ours", "this server", lambda job: [sys.executable, "-m", "app"], stores=True)
 
 
-def ours(name: str, label: str, *, database: bool, loop: str = "any", app: Path | None = None) -> Candidate:
-    def command(port: int, period_ms: float, reply: Path) -> list[object]:
-        return [sys.executable, HERE / "ours.py", *python_options(port, period_ms, reply), "--loop", loop]
+def pull() -> Candidate:
+    def command(job: Job) -> list[object]:
+        return [sys.executable, HERE / "pull.py", job.period_ms, REPLY]
 
-    env = {"BENCH_APP": str(app)} if app else {}
-    return Candidate(name, label, command, database=database, env=env)
+    return Candidate("ours-pull", "this server, generator model", command, stores=True)
+
+
+def against(folder: Path) -> Candidate:
+    return replace(ours(), name="against", label=f"this server as in {folder.name}", folder=folder.absolute())
 
 
 def bare() -> Candidate:
-    interpreter = uvloop_python()
     return Candidate(
-        "bare",
-        "bare uvloop (reference)",
-        python_peer(interpreter, "bare.py"),
+        "bare", "bare event loop (reference)", lambda job: [sys.executable, PEERS / "bare.py", *job.options()]
     )
-
-
-def floor() -> Candidate:
-    program = compile_c(PEERS / "floor.c")
-    return Candidate("floor", "C, epoll (floor)", lambda port, period_ms, reply: [program, port, period_ms, reply])
 
 
 def express() -> Candidate:
@@ -67,9 +92,7 @@ def express() -> Candidate:
     # Beside its packages, because that is where Node looks for them.
     script = folder / "server.js"
     script.write_text((PEERS / "express" / "server.js").read_text())
-    return Candidate(
-        "express", "Express", lambda port, period_ms, reply: ["node", script, str(port), str(period_ms), reply]
-    )
+    return Candidate("express", "Express", lambda job: ["node", script, job.port, job.period_ms, REPLY])
 
 
 def fastapi() -> Candidate:
@@ -77,11 +100,7 @@ def fastapi() -> Candidate:
     return Candidate(
         "fastapi",
         "FastAPI + sse-starlette",
-        lambda port, period_ms, reply: [
-            interpreter,
-            PEERS / "fastapi_sse.py",
-            *python_options(port, period_ms, reply),
-        ],
+        lambda job: [interpreter, PEERS / "fastapi_sse.py", *job.options()],
     )
 
 
@@ -90,25 +109,8 @@ def fastapi_asyncpg() -> Candidate:
     return Candidate(
         "fastapi-asyncpg",
         "FastAPI + asyncpg",
-        lambda port, period_ms, reply: [
-            interpreter,
-            PEERS / "fastapi_asyncpg.py",
-            *python_options(port, period_ms, reply),
-        ],
-        database=True,
-    )
-
-
-def aiohttp_sse() -> Candidate:
-    interpreter = peer_python("aiohttp-sse")
-    return Candidate(
-        "aiohttp-sse",
-        "aiohttp-sse",
-        lambda port, period_ms, reply: [
-            interpreter,
-            PEERS / "aiohttp_sse_server.py",
-            *python_options(port, period_ms, reply),
-        ],
+        lambda job: [interpreter, PEERS / "fastapi_asyncpg.py", *job.options()],
+        stores=True,
     )
 
 
@@ -126,14 +128,6 @@ def peer_python(name: str) -> Path:
     return folder / "bin/python"
 
 
-def uvloop_python() -> Path:
-    try:
-        import uvloop  # noqa: F401
-    except ImportError:
-        return peer_python("fastapi")
-    return Path(sys.executable)
-
-
 def run_quietly(command: list[object], cwd: Path) -> None:
     try:
         subprocess.run([str(part) for part in command], cwd=cwd, check=True, capture_output=True, timeout=300)
@@ -143,18 +137,7 @@ def run_quietly(command: list[object], cwd: Path) -> None:
         raise BenchError(f"{Path(str(command[0])).name} could not install it") from None
 
 
-# In the order in which they take turns.
-STREAMERS: dict[str, Callable[[], Candidate]] = {
-    "ours": lambda: ours("ours", "this server", database=False),
-    "ours-pg": lambda: ours("ours-pg", "this server, each turn in PostgreSQL", database=True),
-    "bare": bare,
-    "floor": floor,
-    "express": express,
-    "fastapi": fastapi,
-    "aiohttp-sse": aiohttp_sse,
-}
-
-# Only when asked for by name.
-EXTRAS: dict[str, Callable[[], Candidate]] = {
-    "ours-asyncio": lambda: ours("ours-asyncio", "this server on asyncio's loop", database=False, loop="asyncio"),
-}
+# In the order in which they take turns. What is to be installed for it may be missing; ours and the reference not.
+STREAMERS: dict[str, Callable[[], Candidate]] = {"ours": ours, "ours-pull": pull, "bare": bare}
+PEER_STREAMERS: dict[str, Callable[[], Candidate]] = {"express": express, "fastapi": fastapi}
+PEER_STORERS: dict[str, Callable[[], Candidate]] = {"fastapi-asyncpg": fastapi_asyncpg}

@@ -6,6 +6,7 @@ import ctypes
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,29 +14,35 @@ import subprocess
 import sys
 import tempfile
 import time
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from itertools import cycle, islice
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+import psycopg2
+
+from app.storage.embedded import postgres
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-BUILD = HERE / ".build"
-# The words of every reply, again and again.
-WORDS = (HERE / "reply.txt").read_text().split()
+BUILD = Path(os.environ.get("BENCH_BUILD") or HERE / ".build").absolute()
 
-ORG_ID = uuid.UUID("00000000-0000-0000-0000-000000000001")
-USER_ID = uuid.UUID("00000000-0000-0000-0000-000000000002")
-QUESTION = "How fast can you tell me something?"
+# Who asks: the demo user, whom SEED_DEMO=1 puts in the database.
+HEADERS = {
+    "x-org-id": "00000000-0000-0000-0000-000000000001",
+    "x-user-id": "00000000-0000-0000-0000-000000000002",
+    "Content-Type": "application/json",
+}
+# The simulated model has one answer to this, of some 220 words; all others say it too.
+QUESTION = "tell a story"
+BODY = json.dumps({"message": QUESTION})
 
-PERIOD_MS = 20.0
+# What every server is to say, and what the generator sends and has to get.
+REPLY, REPLY_JSON, EVENTS = BUILD / "reply.txt", BUILD / "reply.json", BUILD / "events.txt"
 
-# Words of a reply: a short one, and one of a length that models are known for.
-SHORT, LONG = 80, 200
-
-# The server has a core to itself; the generator, and PostgreSQL where it takes part, share the other one.
+# The server has a core to itself; the generator and PostgreSQL share the other one.
 CORES = sorted(os.sched_getaffinity(0))
 SERVER_CORE, LOAD_CORE = CORES[0], CORES[-1]
 
@@ -46,7 +53,6 @@ LOAD_CORE_LIMIT = 0.70
 WAIT_LIMIT = 0.05
 OTHERS_LIMIT = 0.02
 
-
 PR_SET_PDEATHSIG = 1
 
 
@@ -56,8 +62,6 @@ class BenchError(Exception):
 
 def stay_on_load_core() -> None:
     """Pin this process, and so all that it starts without saying otherwise."""
-    if len(CORES) < 2:
-        raise BenchError("one core only: the server and the load generator need one each")
     os.sched_setaffinity(0, {LOAD_CORE})
 
 
@@ -73,36 +77,38 @@ def alone() -> Iterator[None]:
         yield
 
 
-def compile_c(source: Path) -> Path:
-    """Return the program compiled from `source`, compiled anew where the source is newer."""
+def compile_load() -> None:
+    """Make the load generator, anew where its source is newer."""
     BUILD.mkdir(exist_ok=True)
-    program = BUILD / source.stem
+    source, program = HERE / "load.c", BUILD / "load"
     if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
         try:
             subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-o", program, source, "-lm"], check=True)
         except FileNotFoundError:
-            raise BenchError("cc is missing, expected a C compiler") from None
-    return program
+            raise BenchError(
+                "cc is missing: install a C compiler (Debian: apt-get install gcc libc6-dev)"
+            ) from None
+        except subprocess.CalledProcessError:
+            raise BenchError("load.c does not compile; are the C library's headers installed?") from None
 
 
-def prepare_files() -> None:
-    """Write what the generator sends and what it has to get."""
-    BUILD.mkdir(exist_ok=True)
-    event = 'data: {{"token":"{}","done":false}}\n\n'.format
-    for count in (SHORT, LONG):
-        words = list(islice(cycle(WORDS), count))
-        reply_file(count).write_text(" ".join(words))
-        (BUILD / f"events-{count}.txt").write_text(event(" ").join(event(word) for word in words))
-    body = json.dumps({"message": QUESTION})
-    for name, path in (("stream", "/chat/stream"), ("chat", "/chat")):
-        (BUILD / f"{name}.http").write_bytes(
-            f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
-            f"x-org-id: {ORG_ID}\r\nx-user-id: {USER_ID}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+def prepare_files(reply: str) -> int:
+    """Write what all are to say and what the generator sends and gets; return the number of words."""
+    words = re.findall(r"\S+", reply)
+    if not reply.isascii() or len(words) < 200:
+        raise BenchError(
+            f"the server's answer to {QUESTION!r} has {len(words)} words, expected 200 or more, in ASCII"
         )
-
-
-def reply_file(words: int) -> Path:
-    return BUILD / f"reply-{words}.txt"
+    REPLY.write_text(reply)
+    REPLY_JSON.write_text(json.dumps(reply)[1:-1])
+    tokens = [json.dumps(token) for token in re.findall(r"\s+|\S+", reply)]
+    EVENTS.write_text("".join(f'data: {{"token":{token},"done":false}}\n\n' for token in tokens))
+    head = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
+    for name, path in (("stream", "/chat/stream"), ("chat", "/chat")):
+        (BUILD / f"{name}.http").write_text(
+            f"POST {path} HTTP/1.1\r\nHost: bench\r\n{head}Content-Length: {len(BODY)}\r\n\r\n{BODY}", newline=""
+        )
+    return len(words)
 
 
 def free_port() -> int:
@@ -116,37 +122,50 @@ class Server:
 
     def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
         self.pid = process.pid
+        self._http = HTTPConnection("127.0.0.1", port, timeout=60)
         self.port = port
 
     def rss(self) -> int:
         """Bytes of the process itself; none of the candidates has children."""
         return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
+    def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> bytes:
+        """Ask as the demo user, on a connection that is kept; return the body of a 200."""
+        self._http.request(method, path, json.dumps(body) if body else None, HEADERS)
+        response = self._http.getresponse()
+        answer = response.read()
+        if response.status != 200:
+            raise BenchError(f"{method} {path}: {response.status} {answer.decode(errors='replace')[:200]}")
+        return answer
+
 
 @contextmanager
-def started(command: Sequence[object], port: int, *, env: dict[str, str] | None = None) -> Iterator[Server]:
-    """Run a server until the block ends; give it once it accepts connections."""
+def started(command: Sequence[object], port: int, environ: Mapping[str, str], folder: Path) -> Iterator[Server]:
+    """Run a server until the block ends; give it once it answers."""
+    # None of the settings that this process may have by chance.
+    keep = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     try:
-        with (BUILD / "server.log").open("wb") as log:
+        with (BUILD / f"server-{port}.log").open("wb") as log:
             process = subprocess.Popen(
                 [str(part) for part in command],
                 stdin=subprocess.DEVNULL,
                 # Where ours logs, three lines a stream: they cost it their making and a system call each.
                 stdout=subprocess.DEVNULL,
                 stderr=log,
-                cwd=ROOT,
-                env=os.environ | (env or {}),
+                cwd=folder,
+                env=keep | dict(environ),
                 preexec_fn=take_server_core,
             )
     except OSError as exc:
         raise BenchError(f"{Path(str(command[0])).name} cannot be run: {exc.strerror}") from None
     try:
-        wait_for_port(port, process)
+        wait_for_answer(port, process)
         yield Server(process, port)
         if process.poll() is not None:
-            raise BenchError(f"a server died: {last_words()}")
+            raise BenchError(f"a server died: {last_words(port)}")
     finally:
         stop(process)
+        (BUILD / f"server-{port}.log").unlink()
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -156,19 +175,23 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def wait_for_port(port: int, process: subprocess.Popen[bytes], timeout_s: float = 20) -> None:
+def wait_for_answer(port: int, process: subprocess.Popen[bytes], timeout_s: float = 20) -> None:
     give_up = time.monotonic() + timeout_s
-    while time.monotonic() < give_up:
-        if process.poll() is not None:
-            break
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+    while time.monotonic() < give_up and process.poll() is None:
+        # Any answer will do: not all have this path. A socket that listens is not enough, ours does so early.
+        with (
+            closing(HTTPConnection("127.0.0.1", port, timeout=timeout_s)) as http,
+            suppress(OSError, HTTPException),
+        ):
+            http.request("GET", "/health")
+            http.getresponse()
             return
         time.sleep(0.02)
-    raise BenchError(f"a server does not start: {last_words()}")
+    raise BenchError(f"a server does not start: {last_words(port)}")
 
 
-def last_words() -> str:
-    log = (BUILD / "server.log").read_text(errors="replace").strip()
+def last_words(port: int) -> str:
+    log = (BUILD / f"server-{port}.log").read_text(errors="replace").strip()
     return log.splitlines()[-1] if log else "it said nothing"
 
 
@@ -177,13 +200,11 @@ def load(
     *,
     connections: int,
     request: str = "stream",
-    words: int = SHORT,
-    period_ms: float = PERIOD_MS,
+    period_ms: float = 0.0,
     tick_ms: float = 0.25,
     ramp: float,
     settle: float,
     window: float,
-    drain: float = 4.0,
     others: int = 0,
 ) -> dict[str, Any]:
     """Put a load on `server` and return what the generator measured (see load.c), with what follows from it."""
@@ -191,20 +212,19 @@ def load(
         "port": server.port,
         "connections": connections,
         "request": BUILD / f"{request}.http",
-        "text": reply_file(words),
+        "text": REPLY_JSON,
         "period-ms": period_ms,
         "tick-ms": tick_ms,
         "ramp": ramp,
         "settle": settle,
         "window": window,
-        "drain": drain,
         "server": server.pid,
         "others": others,
         "server-core": SERVER_CORE,
         "load-core": LOAD_CORE,
     }
     if request == "stream":
-        options["events"] = BUILD / f"events-{words}.txt"
+        options["events"] = EVENTS
     command = [str(BUILD / "load")]
     for name, value in options.items():
         command += [f"--{name}", str(value)]
@@ -213,21 +233,22 @@ def load(
         check=True,
         capture_output=True,
         # A hang is not waited for.
-        timeout=ramp + settle + window + drain + 20,
+        timeout=ramp + settle + window + 30,
         # A clock that waits for PostgreSQL, on the same core, would tell lies about lateness.
         preexec_fn=first_in_line,
     ).stdout
     result: dict[str, Any] = json.loads(out)
-    seconds = result["seconds"] or 1e-9
+    seconds = result["seconds"]
     result["load_busy"] = result["load_cpu_s"] / seconds
     result["server_busy"] = result["server_cpu_s"] / seconds
     result["server_waited"] = result["server_waited_s"] / seconds
     result["others_on_core"] = (result["server_core_s"] - result["server_cpu_s"]) / seconds
     if result["tokens"]:
-        result["cpu_us_per_token"] = result["server_cpu_s"] / result["tokens"] * 1e6
-        result["tokens_per_s"] = result["tokens"] / seconds
-        result["tokens_per_read"] = result["tokens"] / result["reads"]
-    result["ended_per_s"] = result["ended"] / seconds
+        result["cpu_us_per_word"] = result["server_cpu_s"] / result["tokens"] * 1e6
+        result["words_per_s"] = result["tokens"] / seconds
+    if result["ended"]:
+        result["cpu_us_per_turn"] = result["server_cpu_s"] / result["ended"] * 1e6
+        result["turns_per_s"] = result["ended"] / seconds
     return result
 
 
@@ -258,56 +279,49 @@ def why_void(result: dict[str, Any]) -> str | None:
     count = sum(value for value in failed.values() if isinstance(value, int))
     if count:
         return f"{count} failed: {failed['first']}"
+    if not (result["tokens"] or result["ended"]):
+        return "not a word came"
     if result["load_busy"] > LOAD_CORE_LIMIT:
         return f"the generator used {result['load_busy']:.0%} of its core"
     return None
 
 
-class Bench:
-    """What the parts share: how long they measure, the database, and what there is to tell."""
+class Postgres:
+    """A new PostgreSQL, with the settings that the embedded one has, on this process's core."""
 
-    def __init__(self, window_s: float, *, repeats: int) -> None:
-        self.window_s = window_s
-        # How many void or disturbed rounds may be measured again, and were: there is an end to patience.
-        self.repeats = repeats
-        self.repeated = 0
-        self.postgres_url = ""
-        self.postgres_pid = 0
-        self.postgres_version = ""
-        self.postgres_folder = BUILD / "postgres"
-
-    def may_repeat(self) -> bool:
-        may = self.repeated < self.repeats
-        self.repeated += may
-        return may
-
-    def say(self, line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    def checkpoint(self) -> None:
-        """Write what is dirty now, so that none of it falls into the next window."""
-        import psycopg2
-
-        with closing(psycopg2.connect(self.postgres_url)) as connection:
-            connection.autocommit = True
-            connection.cursor().execute("checkpoint")
+    def __init__(self, url: str, folder: Path) -> None:
+        self._url = url
+        self._made = 0
+        self.pid = int((folder / "postmaster.pid").read_text().split("\n")[0])
+        self.version = (folder / "PG_VERSION").read_text().strip()
+        self.log = folder / "log"
 
     @contextmanager
-    def postgres(self) -> Iterator[None]:
-        """Run a new PostgreSQL, with the settings that the embedded one has; delete it at the end.
-
-        It inherits this process's core.
-        """
-        from app.storage.embedded import postgres
-        from app.storage.migrate import migrate
-
-        shutil.rmtree(self.postgres_folder, ignore_errors=True)
+    def database(self) -> Iterator[str]:
+        """Give the URL of a new, empty database."""
+        self._made += 1
+        name = f"bench_{self._made}"
+        self.run(f"create database {name}")
+        # What is dirty is written now, so that none of it falls into the next window.
+        self.run("checkpoint")
         try:
-            with postgres(self.postgres_folder) as url:
-                self.postgres_url = url
-                self.postgres_pid = int((self.postgres_folder / "postmaster.pid").read_text().split("\n")[0])
-                self.postgres_version = (self.postgres_folder / "PG_VERSION").read_text().strip()
-                migrate(url, timeout_s=10)
-                yield
+            yield urlsplit(self._url)._replace(path=f"/{name}").geturl()
         finally:
-            shutil.rmtree(self.postgres_folder, ignore_errors=True)
+            self.run(f"drop database {name} with (force)")
+
+    def run(self, statement: str) -> None:
+        with closing(psycopg2.connect(self._url)) as connection:
+            connection.autocommit = True
+            connection.cursor().execute(statement)
+
+
+@contextmanager
+def new_postgres() -> Iterator[Postgres]:
+    """Run one until the block ends, and delete it."""
+    folder = BUILD / "postgres"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with postgres(folder) as url:
+            yield Postgres(url, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

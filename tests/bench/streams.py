@@ -1,97 +1,102 @@
-"""Streams: paced, unpaced, and the time to the first word."""
+"""What is measured under load: streams, the time to the first word, and `POST /chat`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from .candidates import Candidate
-from .rig import PERIOD_MS, SHORT, Bench, Server, free_port, is_disturbed, load, reply_file, started, why_void
+from .candidates import Candidate, serving
+from .rig import Postgres, is_disturbed, load, why_void
 
 Round = dict[str, Any]
 
-# The level at which the targets are, and memory is measured.
-MAIN_LEVEL = 1000
 # A server has no time left if it delivers less than this share of the words that are due, and ran or waited for
 # its core for that share of the time. Words then go out several at once, and so cost less each.
 SATURATED_WORDS = 0.98
 SATURATED_CORE = 0.93
 
-UNPACED_STREAMS = 50
-# Streams at once while the time to the first word is taken: next to idle, and half of the main level.
-FIRST_WORD_LEVELS = (4, 500)
+# Next to idle, and still some replies a second.
+FIRST_WORD_STREAMS = 4
+FIRST_WORD_PERIOD_MS = 2.0
+
+# As many as this server's pool has by default, and its peer's.
+TURN_CONNECTIONS = 10
 
 
-def paced(
-    bench: Bench, candidates: Sequence[Candidate], levels: Sequence[int], rounds: int, *, words: int
-) -> list[Round]:
-    """Every word of a stream is due 20 ms after the one before it. A stream that ends is followed by another."""
-    results: list[Round] = []
-    for number in range(rounds):
-        saturated = set()
-        for level in sorted(levels):
-            for candidate in candidates:
-                # Above the main level those with no time left have nothing more to show.
-                if level > MAIN_LEVEL and candidate.name in saturated:
-                    continue
-                # A ramp as long as a stream spreads the streams' starts evenly, then and for good.
-                result = measure(
-                    bench,
-                    candidate,
-                    number,
-                    level,
-                    words=words,
-                    ramp=words * PERIOD_MS / 1000,
-                    settle=1.0,
-                    memory=level == MAIN_LEVEL or len(levels) == 1,
-                )
-                results.append(result)
-                if result["saturated"]:
-                    saturated.add(candidate.name)
-    return results
+@dataclass
+class Bench:
+    """What the parts share: how long they measure, the database, the replies."""
+
+    postgres: Postgres
+    rounds: int
+    window_s: float
+    settle_s: float
+    period_ms: float
+    # In a reply.
+    words: int
+    # How many void or disturbed rounds may be measured again, and were: there is an end to patience.
+    repeats: int
+    repeated: int = 0
+
+    def may_repeat(self) -> bool:
+        may = self.repeated < self.repeats
+        self.repeated += may
+        return may
 
 
-def unpaced(bench: Bench, candidates: Sequence[Candidate], rounds: int) -> list[Round]:
-    """As fast as it goes, one send a word."""
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def streams(bench: Bench, candidates: Sequence[Candidate], levels: Sequence[int]) -> list[Round]:
+    """Each word of a stream is due a period after the one before it. A stream that ends is followed by another."""
     return [
         measure(
             bench,
             candidate,
             number,
-            UNPACED_STREAMS,
-            period_ms=0.0,
-            ramp=0.2,
-            settle=0.8,
-            window=bench.window_s / 2,
+            level,
+            period_ms=bench.period_ms,
+            # A ramp as long as a stream spreads the streams' starts evenly, then and for good.
+            ramp=bench.words * bench.period_ms / 1000,
         )
-        for number in range(rounds)
+        for number in range(bench.rounds)
+        for level in levels
         for candidate in candidates
     ]
 
 
-def first_word(bench: Bench, candidates: Sequence[Candidate], rounds: int) -> list[Round]:
-    """From the request to the first word, with few streams running and with many."""
+def first_word(bench: Bench, candidates: Sequence[Candidate]) -> list[Round]:
+    """From the request to the first word."""
     return [
-        # Next to idle, nothing is lost by taking each word as it comes.
-        measure(bench, candidate, number, level, ramp=1.6, settle=0.4, tick_ms=0.0 if level < 100 else 0.25)
-        for number in range(rounds)
-        for level in FIRST_WORD_LEVELS
+        measure(
+            bench,
+            candidate,
+            number,
+            FIRST_WORD_STREAMS,
+            period_ms=FIRST_WORD_PERIOD_MS,
+            ramp=bench.words * FIRST_WORD_PERIOD_MS / 1000,
+            # Next to idle, nothing is lost by taking each word as it comes.
+            tick_ms=0.0,
+        )
+        for number in range(bench.rounds)
+        for candidate in candidates
+    ]
+
+
+def turns(bench: Bench, candidates: Sequence[Candidate]) -> list[Round]:
+    """`POST /chat` in a closed loop."""
+    return [
+        measure(bench, candidate, number, TURN_CONNECTIONS, request="chat", ramp=0.1, tick_ms=0.0)
+        for number in range(bench.rounds)
         for candidate in candidates
     ]
 
 
 def measure(
-    bench: Bench,
-    candidate: Candidate,
-    number: int,
-    level: int,
-    *,
-    period_ms: float = PERIOD_MS,
-    words: int = SHORT,
-    window: float | None = None,
-    memory: bool = False,
-    **phases: float,
+    bench: Bench, candidate: Candidate, number: int, connections: int, *, period_ms: float = 0.0, **how: Any
 ) -> Round:
     """Measure one candidate once, on a fresh server; again where the round is void or disturbed.
 
@@ -99,31 +104,9 @@ def measure(
     """
     best: Round = {}
     while True:
-        with serving(bench, candidate, period_ms, words) as server:
-            idle = 0
-            if memory:
-                # What a server loads and builds with its first requests is not memory of a stream.
-                load(server, connections=20, period_ms=period_ms, words=words, ramp=0.1, settle=0, window=0.1)
-                idle = server.rss()
-            result: Round = load(
-                server,
-                connections=level,
-                period_ms=period_ms,
-                words=words,
-                window=window or bench.window_s,
-                others=bench.postgres_pid if candidate.database else 0,
-                **phases,
-            )
-        result |= {"candidate": candidate.name, "round": number, "streams": level}
-        result |= {"void": why_void(result), "disturbed": is_disturbed(result)}
-        if period_ms:
-            result["saturated"] = (
-                result.get("tokens_per_s", 0) < SATURATED_WORDS * level * 1000 / period_ms
-                and result["server_busy"] + result["server_waited"] > SATURATED_CORE
-            )
-        if memory:
-            result["bytes_per_stream"] = (result["server_rss"] - idle) / level
-        bench.say(describe(result))
+        result = measure_once(bench, candidate, connections, period_ms=period_ms, **how)
+        result |= {"candidate": candidate.name, "round": number, "connections": connections}
+        say(describe(result))
         repeated = bool(best)
         if not best or badness(result) < badness(best):
             best = result
@@ -131,26 +114,58 @@ def measure(
             return best
 
 
+def measure_once(
+    bench: Bench, candidate: Candidate, connections: int, *, period_ms: float, ramp: float, **how: Any
+) -> Round:
+    with serving(candidate, bench.postgres, period_ms) as server:
+        # What a server loads and builds with its first requests is not memory of a stream.
+        load(
+            server,
+            connections=max(2, min(20, connections // 10)),
+            period_ms=period_ms,
+            ramp=0,
+            settle=0,
+            window=0.1,
+            **how,
+        )
+        idle = server.rss()
+        result: Round = load(
+            server,
+            connections=connections,
+            period_ms=period_ms,
+            ramp=ramp,
+            settle=bench.settle_s,
+            window=bench.window_s,
+            others=bench.postgres.pid if candidate.stores else 0,
+            **how,
+        )
+    result["kib_per_stream"] = (result["server_rss"] - idle) / connections / 1024
+    result |= {"void": why_void(result), "disturbed": is_disturbed(result)}
+    result["saturated"] = bool(
+        period_ms
+        and result.get("words_per_s", 0) < SATURATED_WORDS * connections * 1000 / period_ms
+        and result["server_busy"] + result["server_waited"] > SATURATED_CORE
+    )
+    if period_ms and "p50_ms" in result["first_token"]:
+        result["first_word_ms"] = result["first_token"]["p50_ms"] - period_ms
+    return result
+
+
 def badness(result: Round) -> tuple[bool, float]:
     return bool(result["void"]), result["server_waited"]
 
 
-@contextmanager
-def serving(bench: Bench, candidate: Candidate, period_ms: float, words: int = SHORT) -> Iterator[Server]:
-    port = free_port()
-    command = candidate.command(port, period_ms, reply_file(words))
-    if candidate.database:
-        bench.checkpoint()
-        command += ["--database-url", bench.postgres_url]
-    with started(command, port, env=candidate.env) as server:
-        yield server
-
-
 def describe(result: Round) -> str:
-    notes = [result["void"] or "", "disturbed" * result["disturbed"], "saturated" * result.get("saturated", False)]
+    notes = [result["void"] or "", "disturbed" * result["disturbed"], "saturated" * result["saturated"]]
+    if result["tokens"]:
+        figures = (
+            f"{result['cpu_us_per_word']:7.2f} us/word {result['words_per_s']:8.0f} words/s"
+            f"  late p99 {result['lateness'].get('p99_ms', 0):7.1f} ms"
+        )
+    else:
+        figures = f"{result.get('cpu_us_per_turn', 0):7.1f} us/turn {result.get('turns_per_s', 0):8.0f} turns/s"
     return (
-        f"{result['round'] + 1:>3} {result['candidate']:<16} {result['streams']:>5} streams"
-        f" {result.get('cpu_us_per_token', 0):7.2f} us/word {result.get('tokens_per_s', 0):8.0f} words/s"
-        f"  late p99 {result['lateness'].get('p99_ms', 0):7.1f} ms  server {result['server_busy']:4.0%}"
-        f" load {result['load_busy']:4.0%} waited {result['server_waited']:5.1%}  {' '.join(filter(None, notes))}"
+        f"{result['round'] + 1:>3} {result['candidate']:<16} {result['connections']:>5} {figures}"
+        f"  server {result['server_busy']:4.0%} load {result['load_busy']:4.0%}"
+        f" waited {result['server_waited']:5.1%}  {' '.join(filter(None, notes))}"
     ).rstrip()
