@@ -1,42 +1,50 @@
-"""Growth: each statement in a database with a million messages, against one that is next to empty.
+"""Growth: each statement in a database with a million messages, against one with a thousand.
 
-Both answer with the same number of rows: the small one holds just enough to fill a page and a history. The texts
-are those of `sql/`, sent over psycopg2 as the server sends them. Commits do not wait for the disk here, so that it
-does not drown what is compared.
+Two servers, one on each, are asked the same in turns, and PostgreSQL's own log tells how long each statement took.
+So nothing is known here of how the server sends them, nor which there are: whatever it runs is compared. Only the
+rows that are there beforehand are made up in SQL.
+
+Both answer with the same number of rows, and read them in the same way: PostgreSQL would scan the small tables
+whole, and more and more of them as turns are added, and a statement that grows would seem not to. Commits do not
+wait for the disk here, so that it does not drown what is compared.
 """
 
 from __future__ import annotations
 
-import random
+import re
 import time
 import uuid
-from collections.abc import Callable
+from collections import defaultdict
 from contextlib import ExitStack, closing
+from os import SEEK_END
+from pathlib import Path
 from statistics import median
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg2
-import psycopg2.extras
 
-from .rig import ORG_ID, QUESTION, ROOT, USER_ID, WORDS, Bench
+from .candidates import Job, ours
+from .rig import HEADERS, QUESTION, BenchError, Postgres, free_port, started
+from .streams import say
 
+# Rows of a page and one more: whether there is another.
 PAGE = 51
-HISTORY = 40
 BIG_CHAT = 10_000
-# The same in the small database: two pages.
-SMALL_CHAT = 2 * PAGE
+# The same in the small database: as much as makes PostgreSQL read it in the same way.
+SMALL_CHAT = 1_000
 CHATS_OF_USER = 200
-
-SMALL = "bench_small"
-LARGE = "bench_large"
+WARM_UP = 20
+# What a server runs by itself, once a second.
+BACKGROUND = "in the background"
+MIN_TIMES = 10
 
 FILL = """
 -- Foreign keys need no check while the rows are made up: half the time.
 set session_replication_role = replica;
-insert into orgs (id, name) values (%(org)s, 'Bench');
 insert into users (org_id, id, email)
-    select %(org)s, case when n = 0 then %(user)s else gen_random_uuid() end, 'user' || n || '@example.com'
-    from generate_series(0, %(users)s - 1) as n;
+    select %(org)s, gen_random_uuid(), 'user' || n || '@example.com'
+    from generate_series(1, %(users)s - 1) as n;
 create temporary table numbered as select id, row_number() over () - 1 as n from users where id <> %(user)s;
 insert into chats (org_id, id, user_id, title, message_count, created_at)
     select %(org)s, gen_random_uuid(), coalesce(numbered.id, %(user)s), 'Chat ' || chat, %(per_chat)s,
@@ -52,145 +60,120 @@ insert into messages (org_id, id, chat_id, position, role, content, status, serv
 set session_replication_role = origin;
 """
 
+# A line of PostgreSQL's log: the database, the milliseconds, the statement.
+LOGGED = re.compile(r"^(\w+) LOG:  duration: ([0-9.]+) ms  (.*)$", re.MULTILINE)
+# A prepared statement's name; of another statement its beginning.
+NAME = re.compile(r"(?:.*\bexecute )(\w+)|(?:statement: )?(.{1,40})", re.IGNORECASE)
 
-def growth(bench: Bench, messages: int, repeats: int) -> dict[str, Any]:
-    """Return the milliseconds of each statement (p50) in both databases, and their ratio; they take turns."""
-    began = time.monotonic()
-    large = Probe(bench, LARGE, messages=messages, big_chat=BIG_CHAT)
-    small = Probe(bench, SMALL, messages=0, big_chat=SMALL_CHAT, chats_of_user=PAGE, per_chat=2)
-    bench.say(f"    filled {messages} messages in {time.monotonic() - began:.0f} s")
-    bench.checkpoint()
+# Milliseconds by statement and what was asked, in the small database and in the large one.
+Times = dict[tuple[str, str], tuple[list[float], list[float]]]
+
+
+def growth(postgres: Postgres, messages: int, repeats: int) -> dict[str, Any]:
+    """Return the milliseconds of each statement (p50) in both databases, and their ratio."""
+    # Terse: without the text of a prepared statement each time.
+    postgres.run("alter system set log_line_prefix = '%d '")
+    postgres.run("alter system set log_error_verbosity = terse")
+    postgres.run("select pg_reload_conf()")
     with ExitStack() as stack:
-        # So that a stop need not write it to disk.
-        stack.callback(drop, bench, LARGE)
-        probes = [stack.enter_context(closing(probe)) for probe in (small, large)]
-        times: dict[str, tuple[list[float], list[float]]] = {}
-        for repeat in range(-20, repeats):
-            for name in small.statements:
-                # Who goes first changes too: the second finds warmer caches.
-                for place in (0, 1) if repeat % 2 else (1, 0):
-                    elapsed = probes[place].run(name)
-                    if repeat >= 0:
-                        times.setdefault(name, ([], []))[place].append(elapsed)
+        began = time.monotonic()
+        large = Probe(stack, postgres, messages)
+        small = Probe(stack, postgres, 0)
+        say(f"    filled {messages} messages in {time.monotonic() - began:.0f} s")
+        postgres.run("checkpoint")
+        times = take_turns(small, large, postgres.log, repeats)
     result = {
-        name: {"small_ms": median(a) * 1000, "large_ms": median(b) * 1000, "ratio": median(b) / median(a)}
-        for name, (a, b) in times.items()
+        f"{statement}, {asked}": {
+            "small_ms": median(a),
+            "large_ms": median(b),
+            "ratio": median(b) / median(a),
+            "times": min(len(a), len(b)),
+        }
+        for (statement, asked), (a, b) in sorted(times.items())
+        if asked != BACKGROUND or min(len(a), len(b)) >= MIN_TIMES
     }
+    if not result:
+        raise BenchError("PostgreSQL's log tells no durations")
     for name, figures in result.items():
-        bench.say(f"    {name:<28} x {figures['ratio']:.2f}")
-    return {"messages": messages, "big_chat": BIG_CHAT, "statements": result}
+        say(f"    {name:<44} x {figures['ratio']:.2f}")
+    return {"messages": messages, "statements": result}
 
 
-def drop(bench: Bench, name: str) -> None:
-    with closing(psycopg2.connect(bench.postgres_url)) as admin:
-        admin.autocommit = True
-        admin.cursor().execute(f"drop database if exists {name}")
+def take_turns(small: Probe, large: Probe, log: Path, repeats: int) -> Times:
+    times: Times = defaultdict(lambda: ([], []))
+    places = {small.database: 0, large.database: 1}
+    with log.open(errors="replace") as lines:
+        for repeat in range(-min(WARM_UP, repeats), repeats):
+            for asked in small.requests:
+                # Who goes first changes: the second finds warmer caches.
+                for probe in (small, large) if repeat % 2 else (large, small):
+                    lines.seek(0, SEEK_END)
+                    probe.ask(asked)
+                    # It is in the log by now: PostgreSQL writes it before it says that the statement is through.
+                    for database, ms, text in LOGGED.findall(lines.read()):
+                        if repeat >= 0 and database in places:
+                            match = NAME.match(text)
+                            statement = match[1] or match[2] if match else text
+                            times[statement, asked][places[database]].append(float(ms))
+    for (statement, asked), both in list(times.items()):
+        # It does not belong to what was asked, and only happened to run then.
+        if min(map(len, both)) < repeats / 2:
+            del times[statement, asked]
+            for found, more in zip(times[statement, BACKGROUND], both, strict=True):
+                found += more
+    return times
 
 
 class Probe:
-    """One database, filled, and the statements of the server against it."""
+    """A server on a database that is filled, and what it is asked."""
 
-    def __init__(
-        self,
-        bench: Bench,
-        name: str,
-        *,
-        messages: int,
-        big_chat: int,
-        chats_of_user: int = CHATS_OF_USER,
-        per_chat: int = 100,
-    ) -> None:
-        from app.storage.migrate import migrate
-
-        psycopg2.extras.register_uuid()
-        with closing(psycopg2.connect(bench.postgres_url)) as admin:
-            admin.autocommit = True
-            admin.cursor().execute(f"create database {name}")
-        url = bench.postgres_url.replace("/llm_app?", f"/{name}?")
-        migrate(url, timeout_s=10)
-        self._sql = {path.stem: path.read_text() for path in (ROOT / "sql").glob("*.sql")}
-        self._connection = psycopg2.connect(url)
-        self._connection.autocommit = True
-        self._cursor = self._connection.cursor()
-        self._cursor.execute("set synchronous_commit = off")
-        self._big = uuid.uuid4()
-        self._content = " ".join(WORDS)
-        chats = max(chats_of_user, (messages - big_chat) // per_chat)
+    def __init__(self, stack: ExitStack, postgres: Postgres, messages: int) -> None:
+        big_chat = max(SMALL_CHAT, min(BIG_CHAT, messages // 2))
+        per_chat = max(2, min(100, messages // (2 * CHATS_OF_USER)) // 2 * 2)
+        own_chats = CHATS_OF_USER if messages else PAGE
+        chats = max(own_chats, (messages - big_chat) // per_chat)
+        big = str(uuid.uuid4())
+        url = stack.enter_context(postgres.database())
+        self.database = urlsplit(url).path.removeprefix("/")
+        # Before the server connects.
+        for setting in ("log_min_duration_statement = 0", "synchronous_commit = off", "enable_seqscan = off"):
+            postgres.run(f"alter database {self.database} set {setting}")
+        job = Job(free_port(), 0.0, url)
+        candidate = ours()
+        self._server = stack.enter_context(
+            started(candidate.command(job), job.port, job.environ(), candidate.folder)
+        )
         params = {
-            "org": ORG_ID,
-            "user": USER_ID,
+            "org": HEADERS["x-org-id"],
+            "user": HEADERS["x-user-id"],
             "users": max(1, chats // CHATS_OF_USER),
-            "own_chats": chats_of_user,
+            "own_chats": own_chats,
             "chats": chats,
             "per_chat": per_chat,
-            "big": self._big,
+            "big": big,
             "big_count": big_chat,
             "content": QUESTION,
         }
-        self._cursor.execute(FILL, params)
-        self._cursor.execute("vacuum analyze")
-        self._open: list[uuid.UUID] = []
-        self.statements: dict[str, Callable[[], None]] = {
-            "turn_open, new chat": lambda: self._turn_open(None),
-            "turn_open, big chat": lambda: self._turn_open(self._big),
-            "turn_close": self._turn_close,
-            "chat_list": lambda: self._list("chat_list", before=None),
-            "message_list, big chat": lambda: self._list("message_list", chat_id=self._big, before=None),
-            "message_list, deep page": lambda: self._list("message_list", chat_id=self._big, before=self._deep),
+        with closing(psycopg2.connect(url)) as connection:
+            connection.autocommit = True
+            cursor = connection.cursor()
+            cursor.execute(FILL, params)
+            cursor.execute("vacuum analyze")
+            cursor.execute("select id from messages where chat_id = %s order by position", (big,))
+            ids = [row[0] for row in cursor.fetchall()]
+        # A page that begins in the middle of the chat.
+        before = ids[big_chat // 2 + PAGE - 2]
+        # Replies are the even ones.
+        reply = ids[big_chat // 4 * 2 - 1]
+        self.requests: dict[str, tuple[str, str, dict[str, str] | None]] = {
+            "a new chat": ("POST", "/chat", {"message": QUESTION}),
+            "a big chat": ("POST", "/chat", {"message": QUESTION, "chat_id": big}),
+            "chats": ("GET", "/chats", None),
+            "a big chat's end": ("GET", f"/chats/{big}/messages", None),
+            "a big chat's middle": ("GET", f"/chats/{big}/messages?before={before}", None),
+            "a reply resumed": ("GET", f"/chat/stream/{reply}?offset=0", None),
+            "a reply stopped": ("DELETE", f"/chat/stream/{reply}", None),
         }
-        # The message after the first page and some more: a page that begins in the middle of the chat.
-        self._cursor.execute(
-            "select id from messages where chat_id = %s and org_id = %s and position = %s",
-            (self._big, ORG_ID, big_chat // 2 + PAGE - 1),
-        )
-        self._deep = self._cursor.fetchall()[0][0]
 
-    def close(self) -> None:
-        self._connection.close()
-
-    def run(self, name: str) -> float:
-        """Run one statement, and those that it needs before it; return the seconds that it took itself."""
-        if name == "turn_close":
-            self._turn_open(None)
-        began = time.perf_counter()
-        self.statements[name]()
-        return time.perf_counter() - began
-
-    def _execute(self, name: str, **params: object) -> int:
-        self._cursor.execute(self._sql[name], params)
-        return len(self._cursor.fetchall())
-
-    def _turn_open(self, chat_id: uuid.UUID | None) -> None:
-        reply_id = uuid.UUID(int=random.getrandbits(128), version=4)
-        self._execute(
-            "turn_open",
-            org_id=ORG_ID,
-            user_id=USER_ID,
-            chat_id=chat_id,
-            new_chat_id=uuid.uuid4(),
-            title=QUESTION,
-            question_id=uuid.uuid4(),
-            reply_id=reply_id,
-            content=QUESTION,
-            server_id=1,
-            history_limit=HISTORY,
-            key=None,
-            asked=b"",
-        )
-        self._open.append(reply_id)
-
-    def _turn_close(self) -> None:
-        rows = self._execute(
-            "turn_close",
-            org_id=ORG_ID,
-            reply_id=self._open.pop(),
-            server_id=1,
-            content=self._content,
-            status="complete",
-            resume_window_s=None,
-        )
-        assert rows == 1, "the turn was open"
-
-    def _list(self, name: str, **params: object) -> None:
-        rows = self._execute(name, org_id=ORG_ID, user_id=USER_ID, page_size=PAGE, **params)
-        assert rows >= PAGE - 1, "both databases fill a page"
+    def ask(self, name: str) -> None:
+        self._server.ask(*self.requests[name])
