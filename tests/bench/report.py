@@ -1,4 +1,4 @@
-"""The report: medians with their spread, ratios paired by round, the targets, a table, a JSON file, a drawing."""
+"""The report: medians with their spread, ratios paired by round, the targets; a table, JSON, a drawing."""
 
 from __future__ import annotations
 
@@ -6,117 +6,107 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from .drawing import LATENESS_LIMITS, draw
-from .rig import BUILD, HERE, PERIOD_MS, SHORT, Bench
-from .streams import MAIN_LEVEL
+from .drawing import draw
+from .streams import Round
 
-Round = dict[str, Any]
 Spread = dict[str, float]
 
-# What is told of a round of streams: name, and how it is read off what the generator says.
-FIGURES: dict[str, Callable[[Round], float | None]] = {
-    "cpu_us_per_word": lambda r: r.get("cpu_us_per_token"),
-    "words_per_s": lambda r: r.get("tokens_per_s"),
-    "words_per_core_s": lambda r: 1e6 / r["cpu_us_per_token"] if r.get("cpu_us_per_token") else None,
-    "late_p50_ms": lambda r: r["lateness"].get("p50_ms"),
-    "late_p99_ms": lambda r: r["lateness"].get("p99_ms"),
-    "late_max_ms": lambda r: r["lateness"].get("max_ms"),
-    "first_word_p50_ms": lambda r: above_period(r, "p50_ms"),
-    "first_word_p99_ms": lambda r: above_period(r, "p99_ms"),
-    "kib_per_stream": lambda r: r["bytes_per_stream"] / 1024 if "bytes_per_stream" in r else None,
-    "postgres_us_per_word": lambda r: r["others_cpu_s"] / r["tokens"] * 1e6 if r["others_cpu_s"] else None,
-    "server_busy": lambda r: r["server_busy"],
-    "generator_busy": lambda r: r["load_busy"],
+# What is told of a candidate under load: a heading, the figure, and how it is shown.
+COLUMNS: dict[str, list[tuple[str, str, str]]] = {
+    "streams": [
+        ("CPU us/word", "cpu_us_per_word", ".2f"),
+        ("words/s", "words_per_s", ".0f"),
+        ("late p99 ms", "late_p99_ms", ".1f"),
+        ("first word +ms", "first_word_ms", ".1f"),
+        ("KiB/stream", "kib_per_stream", ".1f"),
+        ("PostgreSQL us/word", "postgres_us_per_word", ".2f"),
+    ],
+    "first_word": [("first word +ms", "first_word_ms", ".2f")],
+    "turns": [
+        ("CPU us/turn", "cpu_us_per_turn", ".0f"),
+        ("turns/s", "turns_per_s", ".0f"),
+        ("p50 ms", "turn_p50_ms", ".1f"),
+        ("p99 ms", "turn_p99_ms", ".1f"),
+    ],
 }
 
+LATENESS_LIMIT_MS = 5.0
 
-def above_period(r: Round, part: str) -> float | None:
-    """The wait for the first word beyond the model's own, of paced streams."""
-    return r["first_token"][part] - PERIOD_MS if "saturated" in r and part in r["first_token"] else None
+
+def figure(r: Round, name: str) -> float | None:
+    """Return a figure of a round; None where it has none, as where no word came."""
+    value: float | None
+    if name == "late_p99_ms":
+        value = r["lateness"].get("p99_ms")
+    elif name == "postgres_us_per_word":
+        value = r["others_cpu_s"] / r["tokens"] * 1e6 if r["others_cpu_s"] and r["tokens"] else None
+    elif name in ("turn_p50_ms", "turn_p99_ms"):
+        value = r["whole"].get(name.removeprefix("turn_"))
+    else:
+        value = r.get(name)
+    return value
 
 
 @dataclass(frozen=True)
 class Target:
+    """A figure of this server, and the most that it is to be; without a limit it is only told."""
+
     name: str
     value: Spread | None
-    relation: str
-    limit: float
     unit: str
+    limit: float | None = None
     # What the value leaves out.
     note: str = ""
 
     @property
     def met(self) -> bool | None:
-        if self.value is None:
-            return None
-        value = self.value["median"]
-        return value <= self.limit if self.relation == "<=" else value >= self.limit
+        return None if self.value is None or self.limit is None else self.value["median"] <= self.limit
 
 
-def publish(results: dict[str, Any], labels: dict[str, str], *, whole: bool) -> None:
-    """Print the table; where everything was measured, write results.json and results.svg too.
-
-    Those of a quick run do not replace the ones that are kept.
-    """
+def publish(results: dict[str, Any], labels: dict[str, str], folder: Path | None) -> dict[str, Any]:
+    """Print the table; with a folder, write results.json, .txt and .svg too. Return what is in the JSON."""
     summary = summarize(results, labels)
-    print(table(summary, whole=whole and summary["plan"] == "full"))
-    if whole:
-        folder = HERE if summary["plan"] == "full" else BUILD
+    text = table(summary)
+    print(text)
+    if folder:
         (folder / "results.json").write_text(json.dumps(summary, indent=1) + "\n")
+        (folder / "results.txt").write_text(text + "\n")
         (folder / "results.svg").write_text(draw(summary))
-
-
-def summarize(results: dict[str, Any], labels: dict[str, str]) -> dict[str, Any]:
-    summary: dict[str, Any] = {
-        name: results[name] for name in ("machine", "plan", "words", "seconds", "repeated", "missing")
-    }
-    summary["labels"] = labels
-    summary["targets"] = [asdict(target) | {"met": target.met} for target in targets(results)]
-    for part in ("paced", "stored", "unpaced", "first_word"):
-        if part in results:
-            summary[part] = by_level(results[part], "streams", figures_of_streams)
-    if "turns" in results:
-        summary["turns"] = by_level(results["turns"], "connections", figures_of_turns)
-    if "growth" in results:
-        summary["growth"] = results["growth"]
     return summary
 
 
-def by_level(rounds: Sequence[Round], key: str, figures: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+def summarize(results: dict[str, Any], labels: dict[str, str]) -> dict[str, Any]:
+    summary = {name: value for name, value in results.items() if name not in COLUMNS}
+    summary["labels"] = labels
+    summary["targets"] = [asdict(target) | {"met": target.met} for target in targets(results, labels)]
+    for part in COLUMNS:
+        if part in results:
+            summary[part] = by_level(results[part], [name for _, name, _ in COLUMNS[part]])
+    return summary
+
+
+def by_level(rounds: Sequence[Round], figures: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return the figures of each candidate at each level. Void rounds do not count."""
-    valid = [r for r in rounds if not r["void"]]
-    return {
-        str(level): {
-            name: figures([r for r in valid if (r[key], r["candidate"]) == (level, name)])
-            | {"void": sum(bool(r["void"]) for r in rounds if (r[key], r["candidate"]) == (level, name))}
-            for name in dict.fromkeys(r["candidate"] for r in valid if r[key] == level)
-        }
-        for level in sorted({r[key] for r in rounds})
-    }
-
-
-def figures_of_streams(own: list[Round]) -> dict[str, Any]:
-    figures: dict[str, Any] = {name: spread(read(r) for r in own) for name, read in FIGURES.items()}
-    figures |= {"rounds": len(own), "disturbed": sum(r["disturbed"] for r in own)}
-    figures["saturated"] = sum(r.get("saturated", False) for r in own)
-    return figures
-
-
-def figures_of_turns(own: list[Round]) -> dict[str, Any]:
-    return {
-        "turns_per_s": spread(r["turns_per_s"] for r in own),
-        "p50_ms": spread(r["whole"]["p50_ms"] for r in own if "whole" in r),
-        "p99_ms": spread(r["whole"]["p99_ms"] for r in own if "whole" in r),
-        "rounds": len(own),
-        "disturbed": sum(r["disturbed"] for r in own),
-    }
+    levels: dict[str, dict[str, Any]] = {}
+    for level in sorted({r["connections"] for r in rounds}):
+        levels[str(level)] = {}
+        for name in dict.fromkeys(r["candidate"] for r in rounds):
+            all_own = [r for r in rounds if (r["connections"], r["candidate"]) == (level, name)]
+            own = [r for r in all_own if not r["void"]]
+            levels[str(level)][name] = {what: spread(figure(r, what) for r in own) for what in figures} | {
+                "rounds": len(own),
+                "void": len(all_own) - len(own),
+                "disturbed": sum(r["disturbed"] for r in own),
+                "saturated": sum(r["saturated"] for r in own),
+            }
+    return levels
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
@@ -126,71 +116,65 @@ def spread(values: Iterable[float | None]) -> Spread | None:
     return {"median": round(median(known), 3), "min": round(min(known), 3), "max": round(max(known), 3)}
 
 
-def ratio(rounds: Sequence[Round], name: str, reference: str, figure: str) -> Spread | None:
-    """Return `name`'s figure over `reference`'s, round by round."""
-    of = {(r["candidate"], r["round"]): r.get(figure) for r in rounds if not r["void"]}
+def of(rounds: Sequence[Round], name: str, what: str) -> Spread | None:
+    return spread(figure(r, what) for r in rounds if r["candidate"] == name and not r["void"])
+
+
+def ratio(rounds: Sequence[Round], name: str, reference: str, what: str) -> Spread | None:
+    """Return `name`'s figure over `reference`'s, round by round: both of one run, one after the other."""
+    values = {(r["candidate"], r["round"]): figure(r, what) for r in rounds if not r["void"]}
     return spread(
-        value / of[reference, number]
-        for (candidate, number), value in of.items()
-        if candidate == name and value and of.get((reference, number))
+        value / values[reference, number]
+        for (candidate, number), value in values.items()
+        if candidate == name and value and values.get((reference, number))
     )
 
 
-def targets(results: dict[str, Any]) -> list[Target]:
-    paced, stored = results.get("paced", []), results.get("stored", [])
-    main = [r for r in paced if r["streams"] == MAIN_LEVEL]
+def targets(results: dict[str, Any], labels: dict[str, str]) -> list[Target]:
     found = []
-
-    def cpu(rounds: Sequence[Round], name: str, reference: str, limit: float, what: str) -> None:
-        flattered = [
-            who
-            for who in (name, reference)
-            if any(r["saturated"] for r in rounds if r["candidate"] == who and not r["void"])
-        ]
-        note = f"{' and '.join(flattered)} saturated: flattered" if flattered else ""
-        value = ratio(rounds, name, reference, "cpu_us_per_token")
-        found.append(Target(f"CPU per word, {what}", value, "<=", limit, "x", note))
-
-    cpu(main, "ours", "bare", 1.3, f"{MAIN_LEVEL} streams, to bare uvloop")
-    cpu(main, "ours", "express", 0.5, f"{MAIN_LEVEL} streams, to Express")
-    cpu(main, "ours", "fastapi", 0.33, f"{MAIN_LEVEL} streams, to FastAPI + sse-starlette")
-    for level in sorted({r["streams"] for r in stored}):
-        own = [r for r in stored if r["streams"] == level]
-        cpu(own, "ours-pg", "bare", 1.8, f"{level} streams, turns stored, to bare uvloop")
-    for level, limit in LATENESS_LIMITS.items():
-        for name, rounds, what in (("ours", paced, ""), ("ours-pg", stored, ", turns stored")):
-            own = [r for r in rounds if (r["candidate"], r["streams"]) == (name, level) and not r["void"]]
-            value = spread(FIGURES["late_p99_ms"](r) for r in own)
-            if own or name == "ours":
-                found.append(Target(f"lateness p99, {level} streams{what}", value, "<=", limit, "ms"))
-    own = [r for r in main if r["candidate"] == "ours" and not r["void"]]
-    memory = spread(FIGURES["kib_per_stream"](r) for r in own)
-    found.append(Target(f"memory per stream, {MAIN_LEVEL} streams", memory, "<=", 20.0, "KiB"))
-    # Words a second of CPU: the inverse of CPU per word.
-    unpaced = ratio(results.get("unpaced", []), "bare", "ours", "cpu_us_per_token")
-    found.append(Target("unpaced words per core, to bare uvloop", unpaced, ">=", 0.6, "x"))
-    idle = [r for r in results.get("first_word", []) if r["streams"] < 100 and r["candidate"] == "ours-pg"]
-    first = spread(FIGURES["first_word_p50_ms"](r) for r in idle if not r["void"])
-    found.append(Target("first word above the model's own, idle, turns stored", first, "<=", 3.0, "ms"))
-    turns = results.get("turns", [])
-    for count in sorted({r["connections"] for r in turns}):
-        level_rounds = [r for r in turns if r["connections"] == count]
-        for reference, limit, what in (("pgbench", 0.5, "pgbench"), ("fastapi-asyncpg", 1.2, "FastAPI + asyncpg")):
-            value = ratio(level_rounds, "ours-pg", reference, "turns_per_s")
-            found.append(Target(f"POST /chat, {count} connections, to {what}", value, ">=", limit, "x"))
+    streams, turns = results.get("streams", []), results.get("turns", [])
+    asked = {*labels, *results["missing"]}
+    levels = sorted({r["connections"] for r in streams})
+    for level in levels:
+        own = [r for r in streams if r["connections"] == level]
+        for name, reference, limit in (
+            ("ours", "bare", 1.35),
+            ("ours", "express", 0.52),
+            ("ours", "fastapi", 0.23),
+            ("ours-pull", "bare", 1.55),
+        ):
+            if {name, reference} <= asked:
+                full = [
+                    who for who in (name, reference) if any(r["saturated"] for r in own if r["candidate"] == who)
+                ]
+                note = f"{' and '.join(full)} saturated: several words a send, and so cheaper" if full else ""
+                what = f"CPU a word, {level} streams, {'pull' if name == 'ours-pull' else 'push'} to {reference}"
+                found.append(Target(what, ratio(own, name, reference, "cpu_us_per_word"), "x", limit, note))
+    if levels:
+        own = [r for r in streams if r["connections"] == levels[-1]]
+        where = f"{levels[-1]} streams"
+        found.append(Target(f"lateness p99, {where}", of(own, "ours", "late_p99_ms"), "ms", LATENESS_LIMIT_MS))
+        found.append(Target(f"memory a stream, {where}", of(own, "ours", "kib_per_stream"), "KiB", 24.0))
+    if turns:
+        found.append(Target("CPU of a POST /chat turn", of(turns, "ours", "cpu_us_per_turn"), "us"))
+        if "fastapi-asyncpg" in asked:
+            value = ratio(turns, "ours", "fastapi-asyncpg", "cpu_us_per_turn")
+            found.append(Target("CPU of a POST /chat turn, to fastapi-asyncpg", value, "x", 0.95))
+    if "first_word" in results:
+        value = of(results["first_word"], "ours", "first_word_ms")
+        found.append(Target("first word above the model's own, next to idle", value, "ms", 2.6))
     if "growth" in results:
         grown = results["growth"]
         name, worst = max(grown["statements"].items(), key=lambda item: item[1]["ratio"])
-        value = {"median": round(worst["ratio"], 3)} | {
-            edge: round(pick(figures["ratio"] for figures in grown["statements"].values()), 3)
-            for edge, pick in (("min", min), ("max", max))
-        }
-        what = f"slowest-growing statement ({name}), {grown['messages']:,} messages to next to none"
-        found.append(Target(what, value, "<=", 1.2, "x"))
+        value = spread(figures["ratio"] for figures in grown["statements"].values())
+        assert value is not None
+        value["median"] = round(worst["ratio"], 3)
+        what = f"growth to {grown['messages']:,} messages, slowest-growing statement"
+        found.append(Target(what, value, "x", 1.2, name))
     return found
 
 
-def machine(bench: Bench) -> dict[str, Any]:
+def machine(postgres_version: str) -> dict[str, Any]:
     """What the figures depend on. Nothing that names the machine or its paths."""
     info = Path("/proc/cpuinfo").read_text()
     model = next((line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")), "?")
@@ -207,7 +191,7 @@ def machine(bench: Bench) -> dict[str, Any]:
         "python": platform.python_version(),
         "loop": loop,
         "node": version(["node", "--version"]),
-        "postgres": bench.postgres_version or None,
+        "postgres": postgres_version,
         "durability": "fsync and synchronous_commit on, as PostgreSQL comes; growth: synchronous_commit off",
         "date": datetime.now(UTC).date().isoformat(),
     }
@@ -223,34 +207,27 @@ def version(command: list[str]) -> str | None:
 # ---- The table ----
 
 
-def table(summary: dict[str, Any], *, whole: bool) -> str:
+def table(summary: dict[str, Any]) -> str:
     lines = []
-    for title, part in (
-        (f"Paced, a word every 20 ms, replies of {summary['words']} words", "paced"),
-        (f"The same with each turn in PostgreSQL, replies of {SHORT} words", "stored"),
-        ("Unpaced", "unpaced"),
-        ("First word", "first_word"),
+    for part, title in (
+        (
+            "streams",
+            f"{{}} streams at once, a word every {summary['period_ms']:g} ms, {summary['words']} words a reply",
+        ),
+        ("first_word", "First word: {} streams at once"),
+        ("turns", "POST /chat in a closed loop: {} connections"),
     ):
         for level, candidates in summary.get(part, {}).items():
-            lines += ["", f"{title}: {level} streams at once", STREAMS_HEAD]
-            lines += [streams_row(name, figures, candidates.get("bare")) for name, figures in candidates.items()]
-    for level, candidates in summary.get("turns", {}).items():
-        lines += ["", f"POST /chat, closed loop: {level} connections (pgbench: as many as the pool has, 10)"]
-        for name, figures in candidates.items():
-            rate, half = show(figures["turns_per_s"], ".0f"), show(figures["p50_ms"], ".1f")
-            lines.append(f"  {name:<16} {rate:>18} turns/s   p50 {half:>18} ms")
+            heads = "".join(f" {head:>22}" for head, _, _ in COLUMNS[part])
+            lines += ["", title.format(level), f"  {'':<16}{heads}"]
+            lines += [row(name, figures, COLUMNS[part]) for name, figures in candidates.items()]
     if "growth" in summary:
-        grown = summary["growth"]
-        lines += [
-            "",
-            f"Growth: {grown['messages']:,} messages, one chat of {grown['big_chat']:,}, to next to none (p50)",
-        ]
-        for name, figures in grown["statements"].items():
+        lines += ["", f"Growth: {summary['growth']['messages']:,} messages, beside a thousand (p50)"]
+        for name, figures in summary["growth"]["statements"].items():
             small, large = figures["small_ms"], figures["large_ms"]
-            lines.append(f"  {name:<26} {small:7.3f} ms -> {large:7.3f} ms   x {figures['ratio']:.2f}")
-    lines += ["", f"{'Targets (median, min-max of the rounds)':<78} {'value':>24}   {'target':>9}"]
-    # A part that was left out has no targets.
-    lines += [target_row(target) for target in summary["targets"] if target["value"] or whole]
+            lines.append(f"  {name:<44} {small:7.3f} ms -> {large:7.3f} ms   x {figures['ratio']:.2f}")
+    lines += ["", f"{'Targets (median, min-max of the rounds)':<72} {'value':>26} {'target':>9}"]
+    lines += [target_row(target) for target in summary["targets"]]
     about = summary["machine"]
     lines += [
         "",
@@ -264,41 +241,26 @@ def table(summary: dict[str, Any], *, whole: bool) -> str:
     return "\n".join(lines)
 
 
-STREAMS_HEAD = (
-    f"  {'':<16} {'CPU us/word':>20} {'x bare':>7} {'words/s':>8} {'late p50':>9} {'p99':>8} {'max':>8}"
-    f" {'first +ms':>10} {'KiB/stream':>10}"
-)
-
-
-def streams_row(name: str, figures: dict[str, Any], bare: dict[str, Any] | None) -> str:
-    def middle(figure: str, style: str) -> str:
-        return format(figures[figure]["median"], style) if figures[figure] else "-"
-
-    reference = bare["cpu_us_per_word"]["median"] if bare else None
-    own = figures["cpu_us_per_word"]
-    relative = f"{own['median'] / reference:.2f}" if reference else "-"
+def row(name: str, figures: dict[str, Any], columns: Sequence[tuple[str, str, str]]) -> str:
+    shown = "".join(f" {show(figures[what], style):>22}" for _, what, style in columns)
     notes = [
         f"{what} in {figures[what]} of {figures['rounds']}" for what in ("saturated", "disturbed") if figures[what]
     ]
     if figures["void"]:
         notes.append(f"{figures['void']} void")
-    return (
-        f"  {name:<16} {show(own, '.1f'):>20} {relative:>7} {middle('words_per_s', '.0f'):>8}"
-        f" {middle('late_p50_ms', '.1f'):>9} {middle('late_p99_ms', '.1f'):>8} {middle('late_max_ms', '.1f'):>8}"
-        f" {middle('first_word_p50_ms', '.1f'):>10} {middle('kib_per_stream', '.1f'):>10}  {', '.join(notes)}"
-    ).rstrip()
+    return f"  {name:<16}{shown}  {', '.join(notes)}".rstrip()
 
 
 def target_row(target: dict[str, Any]) -> str:
-    met = {True: "met", False: "MISSED", None: "not measured"}[target["met"]]
     value = f"{show(target['value'], '.2f')} {target['unit']}"
-    limit = f"{target['relation']} {target['limit']:g}"
-    note = f" ({target['note']})" if target["note"] else ""
-    return f"  {target['name']:<76} {value:>24}   {limit:>9}   {met}{note}"
+    limit = "-" if target["limit"] is None else f"<= {target['limit']:g}"
+    met = {True: "met", False: "MISSED", None: "" if target["value"] else "not measured"}[target["met"]]
+    note = f"({target['note']})" if target["note"] else ""
+    return f"  {target['name']:<70} {value:>26} {limit:>9}   {met} {note}".rstrip()
 
 
 def show(value: Spread | None, style: str) -> str:
     if value is None:
         return "-"
-    middle, low, high = (format(value[part], style).strip() for part in ("median", "min", "max"))
+    middle, low, high = (format(value[part], style) for part in ("median", "min", "max"))
     return f"{middle} ({low}-{high})" if low != high else middle
