@@ -1,7 +1,8 @@
 # make run    the server on http://127.0.0.1:3000, with a PostgreSQL of its own
-# make test   all tests, browser tests included (BROWSER=0 leaves those out)
+# make test   all tests, browser tests included (BROWSER=0 leaves those out); needs a C compiler
 # make smoke  the CLI script against a running server
-# make bench  this server beside its peers, about 25 minutes (QUICK=1: 2); needs a C compiler, better also Node
+# make bench  this server beside its peers, about 15 minutes (QUICK=1: 1, SMOKE=1: seconds); needs a C compiler, better
+#             also Node
 # make faults kills, cuts and floods it for half an hour
 # make lint   ruff and mypy
 
