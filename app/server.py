@@ -22,7 +22,7 @@ from app.replies.saves import Saves
 from app.replies.turns import TURNS, Turns
 from app.settings import SETTINGS, Settings
 from app.storage.db import DATABASE, Database, DatabaseAway
-from app.storage.store import STORE, Store
+from app.storage.store import DEMO_ORG_ID, DEMO_USER_ID, STORE, Store
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ async def keep_turns(app: web.Application) -> AsyncIterator[None]:
     # So that the first turn finds a connection.
     await store.database_ping()
     if settings.seed_demo:
-        await store.demo_seed()
+        await store.demo_seed(org_id=DEMO_ORG_ID, user_id=DEMO_USER_ID)
     background = {
         asyncio.create_task(turns.watch()),
         asyncio.create_task(turns.keep_guard()),

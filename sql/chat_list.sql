@@ -1,7 +1,8 @@
 -- List a user's chats, newest first, a page at a time.
 -- takes:   org_id, user_id, before (a chat's id: only older ones; null: from the newest), page_size
--- returns: one row for each chat (chat_id, title, created_at, before_known);
+-- returns: rows (chat_id, title, created_at, before_known), one for each chat;
 --          one row with a null chat_id if there are none; no row if the user is not in the org
+-- repeat:  yes
 select chat.id as chat_id, chat.title, chat.created_at, %(before)s::uuid is null or edge.id is not null as before_known
 from users
 left join chats as edge

@@ -1,4 +1,5 @@
 -- Answer, if the database can.
 -- takes:   nothing
--- returns: one row (ok)
+-- returns: a row (ok)
+-- repeat:  yes
 select true as ok

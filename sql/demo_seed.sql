@@ -1,6 +1,7 @@
 -- Put the demo org and its user in place, once.
 -- takes:   org_id, user_id
 -- returns: nothing
+-- repeat:  yes
 with org as (
     insert into orgs (id, name)
     values (%(org_id)s, 'Demo')

@@ -1,8 +1,9 @@
 -- List a chat's messages, a page at a time from the end, oldest first within the page.
 -- takes:   org_id, user_id, chat_id, before (a message's id: only earlier ones; null: from the end), page_size
--- returns: one row for each message (chat_id, message_id, role, content, status, created_at, before_known);
+-- returns: rows (chat_id, message_id, role, content, status, created_at, before_known), one for each message;
 --          one row with a null message_id if there are none; a null chat_id if the caller has no such chat;
 --          no row if the user is not in the org
+-- repeat:  yes
 select
     chats.id as chat_id,
     message.id as message_id,

@@ -1,7 +1,8 @@
 -- Find a reply, as it is stored.
 -- takes:   org_id, user_id, reply_id
--- returns: one row (chat_id, content, status, created_at, server_id, resumable); none if the caller has no such reply;
---          resumable tells whether a disconnected reply's server still has its stream
+-- returns: a row or none (chat_id, content, status, created_at, server_id, resumable); none if the caller has no such
+--          reply; resumable tells whether a disconnected reply's server still has its stream
+-- repeat:  yes
 select
     messages.chat_id,
     messages.content,

@@ -1,6 +1,7 @@
 -- Stop a reply that nobody reads; find one that runs, for its server to stop.
 -- takes:   org_id, user_id, reply_id
--- returns: one row (status, server_id); none if the caller has no such reply
+-- returns: a row or none (status, server_id); none if the caller has no such reply
+-- repeat:  yes
 with reply as (
     select messages.org_id, messages.id, messages.status, messages.server_id
     from messages

@@ -1,4 +1,5 @@
 -- Ring the bell of a server.
 -- takes:   channel, payload (at most 7999 bytes)
--- returns: one row (rung)
+-- returns: nothing
+-- repeat:  yes
 select pg_notify(%(channel)s, %(payload)s) as rung

@@ -1,6 +1,7 @@
 -- Forget old tickets.
 -- takes:   age_s (seconds)
--- returns: one row for each (hash)
+-- returns: rows (hash), one for each
+-- repeat:  yes
 delete from tickets
 where created_at < now() - make_interval(secs => %(age_s)s::float8)
 returning hash

@@ -1,6 +1,8 @@
 -- Take the question that a ticket is for, once.
 -- takes:   hash, reply_id (of the turn that will ask it), lifetime_s (seconds)
--- returns: one row (org_id, user_id, message, chat_id); none if there is no such ticket, or it was used, or is too old
+-- returns: a row or none (org_id, user_id, message, chat_id); none if there is no such ticket, or it was used, or is
+--          too old
+-- repeat:  no
 with ticket as (
     select hash, org_id, user_id, message, chat_id
     from tickets

@@ -1,8 +1,9 @@
--- Close a reply once its stream has ended, however it ended. May be repeated.
+-- Close a reply once its stream has ended, however it ended.
 -- takes:   org_id, reply_id, server_id (that opened it), content,
 --          status (complete|disconnected|failed|interrupted|stopped),
 --          resume_window_s (seconds for which a disconnected reply can be resumed; null: it cannot)
--- returns: one row (finished_at); none if this server has no such open reply
+-- returns: a row or none (finished_at); none if this server has no such open reply
+-- repeat:  yes
 --
 -- A reply that others have taken for a dead server's is closed all the same: its server lives, and has the text. One
 -- that is disconnected by now was resumed before, and an earlier, slow statement has come too late.

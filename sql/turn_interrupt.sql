@@ -1,6 +1,7 @@
 -- Close the replies of servers that are no more, and tell which servers seem to be: nobody holds their lock.
 -- takes:   given_up (numbers of the servers whose replies are to be closed if they still seem to be gone)
--- returns: one row for each server with open replies and without its lock (server_id, closed: how many were)
+-- returns: rows (server_id, closed: how many were), one for each server with open replies and without its lock
+-- repeat:  yes
 --
 -- Open are those that run, and those that can be resumed: they stay disconnected, and can not be any more.
 -- A server that lives takes its lock again within a moment of losing its connection, or of a restart of PostgreSQL.

@@ -2,12 +2,13 @@
 -- takes:   org_id, user_id, chat_id (null: a new chat), new_chat_id, title (of a new chat),
 --          question_id, reply_id, content (of the question), server_id (whose lock this server holds),
 --          history_limit (messages), key (of the turn, unique for the user; null: none), asked (SHA-256 of the question)
--- returns: one row (caller_known, chat_known, chat_id, created_at, history, running_id);
+-- returns: a row (caller_known, chat_known, chat_id, created_at, history, running_id);
 --          caller_known is false if the user is not in the org, chat_known if the caller has no such chat;
 --          running_id is the reply that the chat has running, null if none; chat_id is null if nothing is stored:
 --          in these cases, or because the key is taken;
 --          history is a JSON array of {role, content}, oldest first, without the question and without replies that
 --          have no text
+-- repeat:  no
 --
 -- Of two that open a turn in one chat at once, one violates the index messages_running, and nothing of it is stored.
 with caller as (

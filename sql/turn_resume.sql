@@ -1,6 +1,7 @@
 -- Make a disconnected reply run again, for a reader who has come back.
 -- takes:   org_id, reply_id, server_id (that opened it and has its stream)
--- returns: one row (id); none if its time is over, or a newer question has ended it
+-- returns: a row or none (id); none if its time is over, or a newer question has ended it
+-- repeat:  yes
 --
 -- Violates the index messages_running if another reply of the chat runs.
 update messages

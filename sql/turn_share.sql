@@ -1,6 +1,7 @@
 -- Save what a running reply has so far, and ring the bell of the server whose client reads it.
 -- takes:   org_id, reply_id, server_id (that opened it), content, channel, payload
--- returns: one row (rung); none if the reply does not run
+-- returns: nothing; the reply may run no more
+-- repeat:  yes
 with saved as (
     update messages
     set content = %(content)s

@@ -1,6 +1,7 @@
 -- Take back a turn that nobody was told of: its question, its reply, its key, and its chat if it began one.
 -- takes:   org_id, reply_id, server_id (that opened it)
--- returns: one row (chat_id); none if this server has no such reply, or a newer turn follows it
+-- returns: a row or none (chat_id); none if this server has no such reply, or a newer turn follows it
+-- repeat:  yes
 --
 -- Others may have taken the reply for a dead server's, and interrupted it.
 with reply as (

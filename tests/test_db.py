@@ -24,6 +24,7 @@ from app.replies.turns import GIVE_UP_AFTER, TURNS
 from app.storage import db, embedded
 from app.storage import migrate as migrations
 from app.storage.db import DATABASE
+from app.storage.statements import SQL
 from app.storage.store import STORE, Store
 
 
@@ -277,10 +278,10 @@ async def test_turn_costs_two_statements(
     ran: list[str] = []
     attempt = db.Database._attempt
 
-    async def spy(self: db.Database, pool: Any, name: str, params: Any) -> Any:
-        if name.startswith("turn_") and name != "turn_interrupt":
-            ran.append(name)
-        return await attempt(self, pool, name, params)
+    async def spy(self: db.Database, statement: Any, params: Any) -> Any:
+        if statement.name.startswith("turn_") and statement.name != "turn_interrupt":
+            ran.append(statement.name)
+        return await attempt(self, statement, params)
 
     monkeypatch.setattr(db.Database, "_attempt", spy)
     response = await client.post("/chat/stream", json={"message": "Hi"}, headers=tenant.headers)
@@ -339,7 +340,7 @@ async def test_closed_reply_is_not_closed_otherwise_again_but_the_same_close_may
     server_id = server.app[TURNS].server_id  # type: ignore[index]
     [(reply_id, org_id)] = rows("select id, org_id from messages where id = %s", answer["message_id"])
 
-    async def close(content: str, status: Any, server_id: int = server_id) -> bool:
+    async def close(content: str, status: Any, server_id: int = server_id) -> Any:
         return await store.turn_close(
             org_id=org_id,
             reply_id=reply_id,
@@ -354,21 +355,6 @@ async def test_closed_reply_is_not_closed_otherwise_again_but_the_same_close_may
     assert not await close("other", "complete")
     assert not await close("reply", "complete", server_id=1)
     assert rows.messages(tenant.org_id)[1] == ("assistant", "reply", "complete")
-
-
-def test_statement_without_a_method_is_fatal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for path in db.SQL.glob("*.sql"):
-        (tmp_path / path.name).write_text(path.read_text())
-    (tmp_path / "extra.sql").write_text("select 1")
-    monkeypatch.setattr(db, "SQL", tmp_path)
-    with pytest.raises(RuntimeError, match="do not match: extra"):
-        Store(db.Database("postgresql://", pool_size=1, timeout_s=1))
-
-
-def test_method_without_a_statement_is_fatal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(db, "SQL", tmp_path)
-    with pytest.raises(RuntimeError, match="do not match: chat_list, "):
-        Store(db.Database("postgresql://", pool_size=1, timeout_s=1))
 
 
 def test_migration_runs_again_without_effect_and_breaks_the_lock_of_a_killed_one(
@@ -622,7 +608,7 @@ def test_migration_that_is_cut_off_before_it_is_noted_is_made_again(
     migrations.migrate(url, timeout_s=5)
     with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
         cursor.execute("select count(*) from _yoyo_migration")
-        assert cursor.fetchall() == [(len(list((db.SQL / "schema").glob("*.sql"))),)]
+        assert cursor.fetchall() == [(len(list((SQL / "schema").glob("*.sql"))),)]
     rows("drop database cut_off")
 
 

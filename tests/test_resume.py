@@ -33,6 +33,7 @@ from app.api.resume import BELLS
 from app.logs import CAME_S
 from app.replies.bells import Call
 from app.replies.turns import GIVE_UP_AFTER, TURNS
+from app.storage.db import DATABASE
 
 
 @pytest.fixture
@@ -397,18 +398,18 @@ async def test_turn_that_nobody_resumes_is_two_statements(
     house: House, rows: Rows, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[str] = []
-    store = house.turns._store
-    run = store._run
+    database = house.home.app[DATABASE]
+    run = database.run
 
-    async def counted(name: str, *args: Any, **kwargs: Any) -> Any:
-        ran.append(name)
-        return await run(name, *args, **kwargs)
+    async def counted(statement: Any, params: Any) -> Any:
+        ran.append(statement.name)
+        return await run(statement, params)
 
-    monkeypatch.setattr(store, "_run", counted)
+    monkeypatch.setattr(database, "run", counted)
     client, reply_id = await ask(house.home, tenant)
     await read_pieces(client, house.model, 2)
     await disconnect(house, rows, client, reply_id)
-    assert [name for name in ran if name != "turn_interrupt"] == ["turn_open", "turn_close"]
+    assert [name for name in ran if name not in ("server_lock", "turn_interrupt")] == ["turn_open", "turn_close"]
 
 
 async def test_question_while_a_reply_runs_is_409_with_its_id(house: House, rows: Rows, tenant: Tenant) -> None:

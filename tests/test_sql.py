@@ -1,19 +1,23 @@
-"""The statements as PostgreSQL plans them, and their headers."""
+"""The statements as PostgreSQL plans them, their headers, and the methods that are made of them."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import psycopg2
 import pytest
 
-from app.storage import db
+from app.errors import StartError
+from app.storage import statements
+from app.storage.db import Database
+from app.storage.statements import Statement, load, parse
+from app.storage.store import Store
 
 TABLES = {"orgs", "users", "chats", "messages", "turn_keys", "tickets"}
-NAMES = sorted(path.stem for path in db.SQL.glob("*.sql"))
+STATEMENTS = load()
 
 VALUES: dict[str, Any] = {
     "title": "Hi",
@@ -50,18 +54,18 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def explain(cursor: Any, name: str) -> dict[str, Any]:
     """Return the plan of a statement where the planner scans a whole table only if no index serves."""
-    text = (db.SQL / f"{name}.sql").read_text()
+    statement = STATEMENTS[name]
     cursor.execute("deallocate all")
-    cursor.execute(db.prepare(name, text))
+    cursor.execute(statement.prepare())
     cursor.execute("set enable_seqscan = off")
-    params = {parameter: VALUES.get(parameter, str(uuid4())) for parameter in db.parameters(text)}
-    cursor.execute("explain (format json) " + db.execute(name, text), params)
+    params = {parameter: VALUES.get(parameter, str(uuid4())) for parameter in statement.parameters}
+    cursor.execute("explain (format json) " + statement.execute(), params)
     [[[explained]]] = cursor.fetchall()
     plan: dict[str, Any] = explained["Plan"]
     return plan
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", STATEMENTS)
 def test_statement_reads_no_whole_table(cursor: Any, name: str) -> None:
     for node in nodes(explain(cursor, name)):
         if node.get("Relation Name") in TABLES:
@@ -69,17 +73,6 @@ def test_statement_reads_no_whole_table(cursor: Any, name: str) -> None:
             # An index read from one end to the other is no better, but for that of the few open replies.
             whole = "Scan" in node["Node Type"] and "Index Cond" not in node and "Recheck Cond" not in node
             assert not whole or node.get("Index Name") == "messages_running", node
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_statement_says_what_it_takes_and_returns(name: str) -> None:
-    text = (db.SQL / f"{name}.sql").read_text()
-    header, returns = text.split("-- returns: ")
-    assert header.startswith("-- ")
-    assert "\n-- takes:   " in header
-    assert returns
-    for parameter in re.findall(r"%\((\w+)\)s", text):
-        assert parameter in header
 
 
 @pytest.mark.parametrize(
@@ -95,3 +88,155 @@ def test_statement_says_what_it_takes_and_returns(name: str) -> None:
 def test_page_is_read_in_the_order_of_its_index(cursor: Any, name: str, index: str) -> None:
     used = [node.get("Index Name") for node in nodes(explain(cursor, name))]
     assert index in used
+
+
+HEADER = """\
+-- Do what is to be done.
+-- takes:   one (a remark; with, all: signs), two (another that goes on
+--          in the next line), three
+-- returns: a row (sum: of all); some words
+-- repeat:  yes
+--
+-- returns in the prose says nothing.
+"""
+TEXT = "select %(two)s + %(one)s * %(two)s - %(three)s as sum\n"
+
+
+def test_header_says_what_the_statement_is() -> None:
+    statement = parse("add", HEADER + TEXT)
+    assert statement.parameters == ("two", "one", "three")
+    assert statement.result([1, 2]) == 1
+    assert (statement.repeatable, statement.on_guard) == (True, False)
+    assert statement.execute() == "execute add(%(two)s, %(one)s, %(three)s)"
+    assert statement.prepare() == f"prepare add as\n{HEADER}select $1 + $2 * $1 - $3 as sum\n"
+
+
+@pytest.mark.parametrize(
+    ("returns", "none", "one", "two"),
+    [
+        ("a row or none", None, "a", "a"),
+        ("rows", [], ["a"], ["a", "b"]),
+        ("nothing", None, None, None),
+    ],
+)
+def test_result_is_what_the_header_returns(returns: str, none: Any, one: Any, two: Any) -> None:
+    result = parse("add", HEADER.replace("a row (", f"{returns} (") + TEXT).result
+    assert (result([]), result(["a"]), result(["a", "b"])) == (none, one, two)
+
+
+def test_statement_without_parameters_takes_nothing() -> None:
+    statement = parse("ping", "-- takes:   nothing\n-- returns: nothing\n-- repeat:  no\nselect 1")
+    assert (statement.parameters, statement.execute(), statement.repeatable) == ((), "execute ping", False)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        (", three\n", "\n", "takes is one, two, expected two, one, three, which the text uses"),
+        (
+            ", three\n",
+            ", three, four\n",
+            "takes is one, two, three, four, expected two, one, three, which the text uses",
+        ),
+        (", three\n", ", tree\n", "takes is one, two, tree, expected two, one, three, which the text uses"),
+        (
+            ", three\n",
+            ", three, one\n",
+            "takes is one, two, three, one, expected two, one, three, which the text uses",
+        ),
+        (
+            "a row (",
+            "one row (",
+            "returns is 'one row', expected 'a row' or 'a row or none' or 'rows' or 'nothing'",
+        ),
+        ("a row (", "a row for each (", "returns is 'a row for each', expected 'a row' or"),
+        ("yes", "once", "repeat is 'once', expected 'yes' or 'no'"),
+        ("yes", "yes\n-- on:      a", "on is 'a', expected 'any connection' or \"the guard's connection\""),
+        (
+            "-- repeat:  yes\n",
+            "",
+            "the header has takes, returns, expected takes, returns, repeat, and at most on",
+        ),
+        ("-- repeat:", "-- repaet:", "the header has takes, returns, repaet, expected"),
+        ("-- repeat:", "-- at:      once\n-- repeat:", "the header has takes, returns, at, repeat, expected"),
+        ("-- repeat:", "-- repeat:  no\n-- repeat:", "the header has takes, returns, repeat, repeat, expected"),
+    ],
+)
+def test_wrong_header_is_fatal_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right: str, wrong: str, message: str
+) -> None:
+    monkeypatch.setattr(statements, "SQL", tmp_path)
+    assert right in HEADER
+    (tmp_path / "add.sql").write_text(HEADER.replace(right, wrong) + TEXT)
+    with pytest.raises(StartError) as caught:
+        load()
+    assert str(caught.value).startswith(f"sql/add.sql: {message}")
+    assert "\n" not in str(caught.value)
+
+
+class Recorder(Database):
+    """Answers with what it was asked."""
+
+    async def run(self, statement: Statement, params: Any) -> Any:
+        return statement.name, params
+
+
+@pytest.fixture
+def store() -> Store:
+    return Store(Recorder("postgresql://", pool_size=1, timeout_s=1))
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of `sql/`, to be changed."""
+    for path in statements.SQL.glob("*.sql"):
+        (tmp_path / path.name).write_text(path.read_text())
+    monkeypatch.setattr(statements, "SQL", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("file", "becomes", "message"),
+    [
+        ("turn_open", None, "sql/ lacks turn_open of Store, and has nothing beside it"),
+        ("turn_open", "turn_opn", "sql/ lacks turn_open of Store, and has turn_opn beside it"),
+    ],
+)
+def test_method_without_a_file_is_fatal(files: Path, file: str, becomes: str | None, message: str) -> None:
+    path = files / f"{file}.sql"
+    if becomes is None:
+        path.unlink()
+    else:
+        path.rename(files / f"{becomes}.sql")
+    with pytest.raises(StartError) as caught:
+        Store(Recorder("postgresql://", pool_size=1, timeout_s=1))
+    assert str(caught.value) == message
+
+
+def test_file_without_a_method_is_fatal(files: Path) -> None:
+    (files / "extra.sql").write_text(HEADER + TEXT)
+    with pytest.raises(StartError) as caught:
+        Store(Recorder("postgresql://", pool_size=1, timeout_s=1))
+    assert str(caught.value) == "sql/ lacks nothing of Store, and has extra beside it"
+
+
+async def test_method_passes_its_parameters_on_by_name(store: Store) -> None:
+    params = {"channel": "one", "payload": "two"}
+    assert await store.server_call(**params) == ("server_call", params)  # type: ignore[func-returns-value]
+
+
+@pytest.mark.parametrize(
+    ("args", "params", "given"),
+    [
+        ((), {"channel": 1}, "channel"),
+        ((), {}, "nothing"),
+        ((), {"channel": 1, "paylod": 2}, "channel, paylod"),
+        ((), {"channel": 1, "payload": 2, "more": 3}, "channel, payload, more"),
+        ((1, 2), {}, "an unnamed one, an unnamed one"),
+        ((1,), {"payload": 2}, "payload, an unnamed one"),
+    ],
+)
+def test_other_parameters_are_an_error_at_the_call(store: Store, args: Any, params: Any, given: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        store.server_call(*args, **params)
+    assert str(caught.value) == f"server_call is given {given}, expected channel, payload"

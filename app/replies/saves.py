@@ -25,12 +25,12 @@ class Saves:
         self._last_call = asyncio.Event()
 
     def start(
-        self, reply_id: UUID, save: Callable[[], Awaitable[bool]], *, look_for_s: float = 0.0
+        self, reply_id: UUID, save: Callable[[], Awaitable[object]], *, look_for_s: float = 0.0
     ) -> asyncio.Future[bool]:
         """Start a save, which takes the place of an earlier one; the future tells whether its first try succeeded.
 
-        `save` returns whether it found its reply. One that may be yet to come is looked for again and again, for
-        `look_for_s` after the database was last away.
+        `save` returns something true if it found its reply. One that may be yet to come is looked for again and
+        again, for `look_for_s` after the database was last away.
         """
         tried: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         task = asyncio.create_task(self._save(reply_id, save, look_for_s, tried))
@@ -50,7 +50,7 @@ class Saves:
             await asyncio.wait(self._running, timeout=timeout_s)
 
     async def _save(
-        self, reply_id: UUID, save: Callable[[], Awaitable[bool]], look_for_s: float, tried: asyncio.Future[bool]
+        self, reply_id: UUID, save: Callable[[], Awaitable[object]], look_for_s: float, tried: asyncio.Future[bool]
     ) -> None:
         this = asyncio.current_task()
         now_s = asyncio.get_running_loop().time
@@ -60,7 +60,7 @@ class Saves:
             last_call = self._last_call.is_set()
             stored = settled = False
             try:
-                stored = await save()
+                stored = bool(await save())
                 settled = stored or now_s() >= give_up_at_s
             except DatabaseAway:
                 give_up_at_s = now_s() + look_for_s

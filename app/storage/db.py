@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import aiopg
@@ -18,10 +16,9 @@ from psycopg2.errors import QueryCanceled, ReadOnlySqlTransaction
 from psycopg2.extensions import parse_dsn
 
 from app.errors import ApiError
+from app.storage.statements import Statement, load
 
 log = logging.getLogger(__name__)
-
-SQL = Path(__file__).parents[2] / "sql"
 
 # Nothing is under way by then: what still holds a connection has hung.
 CLOSE_TIMEOUT_S = 1.0
@@ -48,47 +45,23 @@ def is_not_a_canceled_query(record: logging.LogRecord) -> bool:
 logging.getLogger("asyncio").addFilter(is_not_a_canceled_query)
 
 
-PARAMETER = re.compile(r"%\((\w+)\)s")
-
-
-def parameters(text: str) -> list[str]:
-    """Return the names of a statement's parameters, each once, in the order of their first use."""
-    return list(dict.fromkeys(PARAMETER.findall(text)))
-
-
-def prepare(name: str, text: str) -> str:
-    """Return the SQL that makes a statement known to a connection: parsed once, and planned once."""
-    numbers = {parameter: f"${i}" for i, parameter in enumerate(parameters(text), 1)}
-    return f"prepare {name} as\n" + PARAMETER.sub(lambda match: numbers[match[1]], text)
-
-
-def execute(name: str, text: str) -> str:
-    """Return the SQL that runs it, with psycopg2's placeholders."""
-    arguments = ", ".join(f"%({parameter})s" for parameter in parameters(text))
-    return f"execute {name}({arguments})" if arguments else f"execute {name}"
-
-
 class Database:
-    """Runs the statements in `sql/` by name, each in a transaction of its own.
+    """Runs the statements in `sql/`, each in a transaction of its own.
 
     Waits at most `timeout_s` for a connection, then as long for the answer; PostgreSQL itself gives a
     statement up after the same time, because a client that stops waiting does not stop it.
     """
 
     def __init__(self, url: str, *, pool_size: int, timeout_s: float) -> None:
-        statements = {path.stem: path.read_text("utf-8") for path in SQL.glob("*.sql")}
-        self._prepares = ";\n".join(prepare(name, text) for name, text in statements.items())
-        self._executes = {name: execute(name, text) for name, text in statements.items()}
+        self.statements = load()
+        self._prepares = ";\n".join(statement.prepare() for statement in self.statements.values())
+        self._executes = {name: statement.execute() for name, statement in self.statements.items()}
         self._url = url
         self._pool_size = pool_size
         self._timeout_s = timeout_s
         self._pool: aiopg.Pool | None = None
         self._guard: aiopg.Pool | None = None
         self._closing = False
-
-    @property
-    def statement_names(self) -> frozenset[str]:
-        return frozenset(self._executes)
 
     @property
     def connections_in_use(self) -> int:
@@ -129,26 +102,26 @@ class Database:
                     await asyncio.wait_for(pool.wait_closed(), CLOSE_TIMEOUT_S)
                 pool.terminate()
 
-    async def run(
-        self, name: str, params: Mapping[str, object] | None = None, *, repeatable: bool = False
-    ) -> Sequence[Any]:
-        """Run `sql/<name>.sql` and return its rows as named tuples.
+    async def run(self, statement: Statement, params: Mapping[str, object]) -> Any:
+        """Run a statement and return its result: rows are named tuples.
 
         It is tried again once where its connection turned out to be dead: before the statement was sent, or
-        after, if it is `repeatable`.
+        after, if it may be repeated. The guard's connection, too, is replaced if it is lost, and its locks with it
+        are.
 
         Raises:
             Conflict: as it says.
             DatabaseAway: the database cannot be reached, or took longer than `timeout_s`.
         """
-        return await self._run(self._pool, name, params, repeatable)
-
-    async def run_on_guard(self, name: str, params: Mapping[str, object]) -> Sequence[Any]:
-        """Run a statement on the one connection that only this method uses: what it locks stays locked.
-
-        The connection is replaced if it is lost, and its locks with it are.
-        """
-        return await self._run(self._guard, name, params, repeatable=True)
+        try:
+            return await self._attempt(statement, params)
+        except ConnectionLost as exc:
+            if exc.sent and not statement.repeatable:
+                raise DatabaseAway(sent=True) from None
+        try:
+            return await self._attempt(statement, params)
+        except ConnectionLost as exc:
+            raise DatabaseAway(sent=exc.sent) from None
 
     async def listen(self, channel: str, ready: Callable[[], None]) -> AsyncIterator[str]:
         """Yield what is sent to a channel, on a connection of its own; call `ready` once it is heard.
@@ -180,21 +153,9 @@ class Database:
         finally:
             await connection.close()
 
-    async def _run(
-        self, pool: aiopg.Pool | None, name: str, params: Mapping[str, object] | None, repeatable: bool
-    ) -> Sequence[Any]:
+    async def _attempt(self, statement: Statement, params: Mapping[str, object]) -> Any:
+        pool = self._guard if statement.on_guard else self._pool
         assert pool is not None, "open() comes first"
-        try:
-            return await self._attempt(pool, name, params)
-        except ConnectionLost as exc:
-            if exc.sent and not repeatable:
-                raise DatabaseAway(sent=True) from None
-        try:
-            return await self._attempt(pool, name, params)
-        except ConnectionLost as exc:
-            raise DatabaseAway(sent=exc.sent) from None
-
-    async def _attempt(self, pool: aiopg.Pool, name: str, params: Mapping[str, object] | None) -> Sequence[Any]:
         if self._closing:
             # A save that a stop has no more time for.
             raise ConnectionLost(sent=False)
@@ -204,21 +165,21 @@ class Database:
             async with pool.acquire() as connection, connection.cursor() as cursor:
                 sent = True
                 try:
-                    await cursor.execute(self._executes[name], params)
+                    await cursor.execute(self._executes[statement.name], params)
                 except psycopg2.errors.FeatureNotSupported:
                     # "cached plan must not change result type": what it has prepared is older than the schema.
                     # Refused before it ran, so that another connection may run it.
                     await connection.close()
                     raise ConnectionLost(sent=False) from None
-                return await cursor.fetchall() if cursor.description else ()
+                return statement.result(await cursor.fetchall() if cursor.description else ())
         except TimeoutError:
-            _log_outage(name, f"no answer in {self._timeout_s:g} s")
+            _log_outage(statement, f"no answer in {self._timeout_s:g} s")
             raise DatabaseAway(sent=sent) from None
         except asyncio.CancelledError:
             # aiopg raises this too when PostgreSQL gave the statement up; then nobody cancelled this task.
             if task and task.cancelling():
                 raise
-            _log_outage(name, "statement_timeout")
+            _log_outage(statement, "statement_timeout")
             raise DatabaseAway(sent=sent) from None
         except AssertionError:
             # The pool's own: the idle connection that it was about to give, say, has just been closed.
@@ -228,12 +189,12 @@ class Database:
         except psycopg2.Error as exc:
             cause = f"{type(exc).__name__} {exc.pgcode or ''}".rstrip()
             if _is_outage(exc):
-                _log_outage(name, cause)
+                _log_outage(statement, cause)
                 # After a restart of PostgreSQL the other idle connections are as dead.
                 await pool.clear()
                 raise ConnectionLost(sent=sent) from None
             # Its detail quotes rows, and so message text: only the first line goes on, to the log.
-            raise RuntimeError(f"{name}: {cause}: {exc.diag.message_primary}") from None
+            raise RuntimeError(f"{statement.name}: {cause}: {exc.diag.message_primary}") from None
 
 
 class Conflict(Exception):
@@ -256,8 +217,8 @@ def _is_outage(exc: psycopg2.Error) -> bool:
     )
 
 
-def _log_outage(name: str, cause: str) -> None:
-    log.warning("Database unavailable", extra={"statement": name, "cause": cause})
+def _log_outage(statement: Statement, cause: str) -> None:
+    log.warning("Database unavailable", extra={"statement": statement.name, "cause": cause})
 
 
 DATABASE: web.AppKey[Database] = web.AppKey("database", Database)

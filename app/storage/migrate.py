@@ -10,7 +10,7 @@ from psycopg2.extensions import parse_dsn
 
 from app.errors import StartError
 from app.settings import DATABASE_URL
-from app.storage.db import SQL
+from app.storage.statements import SQL
 
 # Any 64-bit number of our own: held while migrating, so that of servers started at once one migrates.
 MIGRATION_LOCK = 7_310_579_421

@@ -1,16 +1,21 @@
-"""What is stored: one method for each file in `sql/`, of the same name."""
+"""What is stored: each file in `sql/` is a method of the same name."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
 from aiohttp import web
 
+from app.errors import StartError
 from app.storage.db import Database
+from app.storage.statements import Statement, listed
+
+Result = TypeVar("Result")
+Method = Callable[..., Coroutine[Any, Any, Result]]
 
 FinalStatus = Literal["complete", "disconnected", "failed", "interrupted", "stopped"]
 
@@ -44,153 +49,56 @@ class FoundReply(Protocol):
 
 
 class Store:
-    """The rows each statement returns are described in its file. All methods raise what `Database.run` does."""
+    """A method for each file in `sql/`: it takes by name what the file's header says, or the call is a TypeError.
+
+    All raise what `Database.run` does.
+    """
+
+    chat_list: Method[Sequence[Any]]
+    database_ping: Method[Any]
+    demo_seed: Method[None]
+    message_list: Method[Sequence[Any]]
+    reply_find: Method[FoundReply | None]
+    reply_stop: Method[Any | None]
+    server_call: Method[None]
+    server_lock: Method[Any]
+    ticket_holder: Method[Any | None]
+    ticket_issue: Method[Any | None]
+    ticket_sweep: Method[Sequence[Any]]
+    ticket_use: Method[Any | None]
+    turn_by_key: Method[Any | None]
+    turn_close: Method[Any | None]
+    turn_interrupt: Method[Sequence[Any]]
+    turn_key_sweep: Method[Sequence[Any]]
+    turn_open: Method[OpenedTurn]
+    turn_resume: Method[Any | None]
+    turn_share: Method[None]
+    turn_undo: Method[Any | None]
 
     def __init__(self, database: Database) -> None:
-        self._run = database.run
-        self._guard = database.run_on_guard
-        methods = {name for name, value in vars(Store).items() if callable(value) and name[0] != "_"}
-        if odd := methods ^ database.statement_names:
-            raise RuntimeError(f"sql/ and Store do not match: {', '.join(sorted(odd))}")
+        statements = database.statements
+        missing = Store.__annotations__.keys() - statements.keys()
+        extra = statements.keys() - Store.__annotations__.keys()
+        if missing or extra:
+            raise StartError(
+                f"sql/ lacks {listed(sorted(missing))} of Store, and has {listed(sorted(extra))} beside it"
+            )
+        for statement in statements.values():
+            setattr(self, statement.name, method(database, statement))
 
-    async def turn_open(
-        self,
-        *,
-        org_id: UUID,
-        user_id: UUID,
-        chat_id: UUID | None,
-        new_chat_id: UUID,
-        title: str,
-        question_id: UUID,
-        reply_id: UUID,
-        content: str,
-        server_id: int,
-        history_limit: int,
-        key: str | None,
-        asked: bytes,
-    ) -> OpenedTurn:
-        params = {
-            "org_id": org_id,
-            "user_id": user_id,
-            "chat_id": chat_id,
-            "new_chat_id": new_chat_id,
-            "title": title,
-            "question_id": question_id,
-            "reply_id": reply_id,
-            "content": content,
-            "server_id": server_id,
-            "history_limit": history_limit,
-            "key": key,
-            "asked": asked,
-        }
-        row: OpenedTurn = (await self._run("turn_open", params))[0]
-        return row
 
-    async def turn_by_key(self, *, org_id: UUID, user_id: UUID, key: str, asked: bytes) -> Any | None:
-        params = {"org_id": org_id, "user_id": user_id, "key": key, "asked": asked}
-        return next(iter(await self._run("turn_by_key", params, repeatable=True)), None)
+def method(database: Database, statement: Statement) -> Method[Any]:
+    """Return the function that runs a statement."""
+    expected = frozenset(statement.parameters)
 
-    async def turn_close(
-        self,
-        *,
-        org_id: UUID,
-        reply_id: UUID,
-        server_id: int,
-        content: str,
-        status: FinalStatus,
-        resume_window_s: float | None,
-    ) -> bool:
-        params = {
-            "org_id": org_id,
-            "reply_id": reply_id,
-            "server_id": server_id,
-            "content": content,
-            "status": status,
-            "resume_window_s": resume_window_s,
-        }
-        return bool(await self._run("turn_close", params, repeatable=True))
+    def call(*args: object, **params: object) -> Coroutine[Any, Any, Any]:
+        if args or params.keys() != expected:
+            given = listed([*params, *("an unnamed one" for _ in args)])
+            raise TypeError(f"{statement.name} is given {given}, expected {listed(statement.parameters)}")
+        return database.run(statement, params)
 
-    async def turn_undo(self, *, org_id: UUID, reply_id: UUID, server_id: int) -> bool:
-        params = {"org_id": org_id, "reply_id": reply_id, "server_id": server_id}
-        return bool(await self._run("turn_undo", params, repeatable=True))
-
-    async def turn_resume(self, *, org_id: UUID, reply_id: UUID, server_id: int) -> bool:
-        params = {"org_id": org_id, "reply_id": reply_id, "server_id": server_id}
-        return bool(await self._run("turn_resume", params, repeatable=True))
-
-    async def turn_share(
-        self, *, org_id: UUID, reply_id: UUID, server_id: int, content: str, channel: str, payload: str
-    ) -> None:
-        params = {
-            "org_id": org_id,
-            "reply_id": reply_id,
-            "server_id": server_id,
-            "content": content,
-            "channel": channel,
-            "payload": payload,
-        }
-        await self._run("turn_share", params, repeatable=True)
-
-    async def reply_find(self, *, org_id: UUID, user_id: UUID, reply_id: UUID) -> FoundReply | None:
-        params = {"org_id": org_id, "user_id": user_id, "reply_id": reply_id}
-        return next(iter(await self._run("reply_find", params, repeatable=True)), None)
-
-    async def reply_stop(self, *, org_id: UUID, user_id: UUID, reply_id: UUID) -> Any | None:
-        params = {"org_id": org_id, "user_id": user_id, "reply_id": reply_id}
-        return next(iter(await self._run("reply_stop", params, repeatable=True)), None)
-
-    async def turn_interrupt(self, *, given_up: Sequence[int]) -> Sequence[Any]:
-        return await self._run("turn_interrupt", {"given_up": list(given_up)}, repeatable=True)
-
-    async def chat_list(
-        self, *, org_id: UUID, user_id: UUID, before: UUID | None, page_size: int
-    ) -> Sequence[Any]:
-        params = {"org_id": org_id, "user_id": user_id, "before": before, "page_size": page_size}
-        return await self._run("chat_list", params, repeatable=True)
-
-    async def message_list(
-        self, *, org_id: UUID, user_id: UUID, chat_id: UUID, before: UUID | None, page_size: int
-    ) -> Sequence[Any]:
-        params = {
-            "org_id": org_id,
-            "user_id": user_id,
-            "chat_id": chat_id,
-            "before": before,
-            "page_size": page_size,
-        }
-        return await self._run("message_list", params, repeatable=True)
-
-    async def ticket_issue(
-        self, *, hash: bytes, org_id: UUID, user_id: UUID, message: str, chat_id: UUID | None
-    ) -> bool:
-        params = {"hash": hash, "org_id": org_id, "user_id": user_id, "message": message, "chat_id": chat_id}
-        return bool(await self._run("ticket_issue", params))
-
-    async def ticket_use(self, *, hash: bytes, reply_id: UUID, lifetime_s: float) -> Any | None:
-        params = {"hash": hash, "reply_id": reply_id, "lifetime_s": lifetime_s}
-        return next(iter(await self._run("ticket_use", params)), None)
-
-    async def ticket_holder(self, *, hash: bytes, reply_id: UUID) -> Any | None:
-        rows = await self._run("ticket_holder", {"hash": hash, "reply_id": reply_id}, repeatable=True)
-        return next(iter(rows), None)
-
-    async def ticket_sweep(self, *, age_s: float) -> None:
-        await self._run("ticket_sweep", {"age_s": age_s}, repeatable=True)
-
-    async def turn_key_sweep(self, *, age_s: float) -> None:
-        await self._run("turn_key_sweep", {"age_s": age_s}, repeatable=True)
-
-    async def server_call(self, *, channel: str, payload: str) -> None:
-        await self._run("server_call", {"channel": channel, "payload": payload}, repeatable=True)
-
-    async def server_lock(self, *, server_id: int) -> Any:
-        return (await self._guard("server_lock", {"server_id": server_id}))[0]
-
-    async def demo_seed(self) -> None:
-        await self._run("demo_seed", {"org_id": DEMO_ORG_ID, "user_id": DEMO_USER_ID}, repeatable=True)
-
-    async def database_ping(self) -> None:
-        await self._run("database_ping", repeatable=True)
+    call.__name__ = call.__qualname__ = statement.name
+    return call
 
 
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")
