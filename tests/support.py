@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import psycopg2
-import psycopg2.extras
 import pytest
 from aiohttp.test_utils import TestServer
 
@@ -42,7 +41,6 @@ class Rows:
     """Reads and writes the test database, beside the server."""
 
     def __init__(self, url: str) -> None:
-        psycopg2.extras.register_uuid()
         self._connection = psycopg2.connect(url)
         self._connection.autocommit = True
 
@@ -86,9 +84,9 @@ class Rows:
     def forget_demo(self) -> None:
         """Take the demo org and all that is in it out of the database."""
         for table in ("turn_keys", "tickets"):
-            self(f"delete from {table} where org_id = %s", str(DEMO_ORG_ID))
+            self(f"delete from {table} where org_id = %s", DEMO_ORG_ID)
         for table, key in (("messages", "org_id"), ("chats", "org_id"), ("users", "org_id"), ("orgs", "id")):
-            self(f"delete from {table} where {key} = %s", str(DEMO_ORG_ID))
+            self(f"delete from {table} where {key} = %s", DEMO_ORG_ID)
 
     def close(self) -> None:
         self._connection.close()

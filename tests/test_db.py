@@ -357,6 +357,24 @@ async def test_closed_reply_is_not_closed_otherwise_again_but_the_same_close_may
     assert rows.messages(tenant.org_id)[1] == ("assistant", "reply", "complete")
 
 
+async def test_ids_are_text_in_and_out(
+    start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant
+) -> None:
+    server = await start_server(model=says("reply"))
+    client: TestClient = await aiohttp_client(server)
+    answer = await (await client.post("/chat", json={"message": "Hi"}, headers=tenant.headers)).json()
+    store: Store = server.app[STORE]  # type: ignore[index]
+    reply_id = answer["message_id"]
+    row = await store.reply_find(org_id=tenant.org_id, user_id=tenant.user_id, reply_id=reply_id)
+    assert row is not None
+    assert row.chat_id == answer["chat_id"]
+    messages = await store.message_list(
+        org_id=tenant.org_id, user_id=tenant.user_id, chat_id=row.chat_id, before=reply_id, page_size=2
+    )
+    question = rows("select id::text from messages where org_id = %s and role = 'user'", tenant.org_id)
+    assert [(message.chat_id, message.message_id) for message in messages] == [(row.chat_id, *question[0])]
+
+
 def test_migration_runs_again_without_effect_and_breaks_the_lock_of_a_killed_one(
     postgres_url: str, rows: Rows
 ) -> None:

@@ -44,6 +44,20 @@ async def test_identity_that_is_no_uuid_is_400(client: TestClient, rows: Rows, t
     assert rows.messages(tenant.org_id) == []
 
 
+async def test_ids_in_capitals_are_the_same_and_come_back_in_small_letters(
+    client: TestClient, rows: Rows, tenant: Tenant
+) -> None:
+    chat_id = await chat_of(client, tenant)
+    capitals = Tenant(tenant.org_id.upper(), tenant.user_id.upper())
+    question = {"message": "And?", "chat_id": chat_id.upper()}
+    answer = await client.post("/chat", json=question, headers=capitals.headers)
+    assert (answer.status, (await answer.json())["chat_id"]) == (200, chat_id)
+    stream = await client.post("/chat/stream", json=question, headers=capitals.headers)
+    assert stream.headers["x-chat-id"] == chat_id
+    await stream.read()
+    assert len(rows.messages(tenant.org_id)) == 6
+
+
 @pytest.mark.parametrize("route", ROUTES)
 async def test_user_who_is_not_in_the_org_is_403(
     client: TestClient, rows: Rows, tenant: Tenant, route: str

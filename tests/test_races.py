@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -70,7 +69,7 @@ async def test_window_that_ends_while_a_reader_comes_back_leaves_the_reply_close
 ) -> None:
     house = await open_house(start_server, False, Gated(pieces=PIECES), resume_window_s=0.3)
     reply_id, seen = await pause(house, rows, tenant)
-    turn = house.turns.find(uuid.UUID(reply_id))
+    turn = house.turns.find(reply_id)
     with held(rows, reply_id):
         await come_back(house.home, tenant, reply_id, len(seen))
         await eventually(lambda: turn.interrupted_by == "disconnected")
@@ -102,7 +101,7 @@ async def test_client_who_leaves_at_the_end_leaves_the_reply_complete(
 ) -> None:
     house = await open_house(start_server, False, Gated(pieces=PIECES))
     client, reply_id = await ask(house.home, tenant)
-    turn = house.turns.find(uuid.UUID(reply_id))
+    turn = house.turns.find(reply_id)
     turn_close, may_close, tries = house.home.app[STORE].turn_close, asyncio.Event(), []
 
     async def fail_once(**params: Any) -> bool:
@@ -134,7 +133,7 @@ async def test_reader_who_comes_back_while_a_paused_reply_is_closed_is_given_the
 
     house = await open_house(start_server, elsewhere, model)
     client, reply_id = await ask(house.home, tenant)
-    turn = house.turns.find(uuid.UUID(reply_id))
+    turn = house.turns.find(reply_id)
     await eventually(lambda: turn.length)
     await disconnect(house, rows, client, reply_id)
     resume, tries = house.turns.resume, []
@@ -208,7 +207,7 @@ async def test_reader_who_leaves_a_whole_reply_ends_it_for_nobody(
     await reader.read_chunk()
     assert await read_pieces(reader, house.model, 2) == "".join(PIECES[:2])
     reader.reset()
-    turn = house.turns.find(uuid.UUID(reply_id))
+    turn = house.turns.find(reply_id)
     await eventually(lambda: turn.reader is None)
     house.model.go(len(PIECES))
     status, body = await answer(asker)
@@ -284,7 +283,7 @@ async def test_slow_reader_at_another_server_is_still_there(
     house = await open_house(start_server, True, Gated(pieces=[LARGE, "end"]))
     client, reply_id = await ask(house.home, tenant)
     house.model.go()
-    turn = house.turns.find(uuid.UUID(reply_id))
+    turn = house.turns.find(reply_id)
     await eventually(lambda: turn.length)
     client.reset()
     await eventually(lambda: stored(rows, reply_id)[0] == "disconnected")
@@ -312,7 +311,7 @@ async def test_client_who_does_not_read_the_last_event_is_let_go(
 
     house = await open_house(start_server, False, model, write_timeout_s=0.5)
     client, reply_id = await ask(house.home, tenant)
-    turn = house.turns.find(uuid.UUID(reply_id))
+    turn = house.turns.find(reply_id)
     await eventually(lambda: turn.length)
     client.reset()
     await eventually(lambda: stored(rows, reply_id)[0] == "disconnected")

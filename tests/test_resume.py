@@ -64,7 +64,7 @@ async def test_nothing_is_asked_of_the_model_while_nobody_reads(house: House, ro
     house.model.go(5)
     # The one that it was waiting for when the client left, and no other.
     await eventually(lambda: house.model.said == 3)
-    turn = house.turns.find(uuid.UUID(reply_id))
+    turn = house.turns.find(reply_id)
     assert turn.paused
     assert turn.text == seen
     assert not house.model.closed.is_set()
@@ -203,7 +203,7 @@ async def test_reader_who_stays_to_the_end_of_a_reply_is_not_told_of_another(
     model.go(len(PIECES))
     await eventually(lambda: kinds)
     # Its server's call crosses the news that the reply has ended.
-    house.turns.take_call(Call("read", uuid.UUID(reply_id), follower.id, house.door.app[BELLS].server_id))
+    house.turns.take_call(Call("read", reply_id, follower.id, house.door.app[BELLS].server_id))
     may_ring.set()
     await reader.read_chunks()
     assert kinds == ["said"]
@@ -286,7 +286,7 @@ async def test_reader_at_a_server_that_stops_is_told_that_the_reply_may_go_on(
         "This server is stopping. The reply may go on: come back for the rest.",
     )
     # And its server that nobody reads it.
-    await eventually(lambda: house.turns.find(uuid.UUID(reply_id)).paused)
+    await eventually(lambda: house.turns.find(reply_id).paused)
 
 
 async def test_without_a_window_a_reply_ends_with_its_reader(

@@ -9,8 +9,8 @@ import asyncio
 import hashlib
 import json
 import logging
-import uuid
 from functools import lru_cache
+from uuid import uuid4
 
 from aiohttp import web
 
@@ -53,7 +53,7 @@ async def send(request: web.Request) -> web.Response:
     # With a key its client may come back and ask again, so that its leaving is no reason to stop.
     turn = Turn(request[CALLER], whole=True, asker=request.transport if key is None else None)
     opened = await open_turn(request, turn, question, key, stream=False)
-    if isinstance(opened, uuid.UUID):
+    if isinstance(opened, str):
         return web.json_response(await wait_for_reply(request, opened))
     request.app[TURNS].start(turn, conduct(request.app, turn, opened))
     ended = await asyncio.shield(turn.ended)
@@ -88,7 +88,7 @@ async def stream_to_event_source(request: web.Request) -> web.StreamResponse:
         if ticket is not None:
             await tickets.show_again(request, ticket, reply_id)
         return await read_reply(request, reply_id, offset, numbered=True)
-    turn_id = uuid.uuid4()
+    turn_id = str(uuid4())
     if ticket is not None:
         question = await tickets.use(request, ticket, turn_id)
     else:
@@ -98,12 +98,12 @@ async def stream_to_event_source(request: web.Request) -> web.StreamResponse:
 
 
 async def stream_reply(
-    request: web.Request, question: Question, *, reply_id: uuid.UUID | None = None, numbered: bool
+    request: web.Request, question: Question, *, reply_id: str | None = None, numbered: bool
 ) -> web.StreamResponse:
     """Open a turn and write its reply as events; the last one says how it ended."""
     turn = Turn(request[CALLER], reply_id)
     opened = await open_turn(request, turn, question, read_key(request), stream=True)
-    if isinstance(opened, uuid.UUID):
+    if isinstance(opened, str):
         return await read_reply(request, opened, 0, numbered=numbered, asked=True)
     if turn.interrupted_by == "interrupted":
         request.app[TURNS].start(turn, conduct(request.app, turn, opened))
@@ -155,7 +155,7 @@ async def relay(app: web.Application, turn: Turn, conversation: Conversation) ->
                 if reader is not None:
                     if reader.numbered:
                         sent = turn.length - len(piece)
-                        chunk = encode_chunk(encode_numbered_tokens(piece, str(turn.reply_id), sent))
+                        chunk = encode_chunk(encode_numbered_tokens(piece, turn.reply_id, sent))
                     try:
                         if reader.stream.send(chunk):
                             await reader.stream.drain()
@@ -202,7 +202,7 @@ async def close_model(reply: Reply) -> None:
 
 async def open_turn(
     request: web.Request, turn: Turn, question: Question, key: str | None, *, stream: bool
-) -> Conversation | uuid.UUID:
+) -> Conversation | str:
     """Store the question and an empty reply, and return what the model is to be given.
 
     If the key is an earlier turn's, store nothing and return that turn's reply.
@@ -239,9 +239,9 @@ async def store_turn(
                 org_id=turn.caller.org_id,
                 user_id=turn.caller.user_id,
                 chat_id=question.chat_id,
-                new_chat_id=uuid.uuid4(),
+                new_chat_id=str(uuid4()),
                 title=excerpt(question.message, words=8, chars=60),
-                question_id=uuid.uuid4(),
+                question_id=str(uuid4()),
                 reply_id=turn.reply_id,
                 content=question.message,
                 server_id=turns.server_id,
@@ -258,7 +258,7 @@ async def store_turn(
     raise reply_runs(None)
 
 
-async def why_not_opened(request: web.Request, row: OpenedTurn, key: str | None, asked: bytes) -> uuid.UUID:
+async def why_not_opened(request: web.Request, row: OpenedTurn, key: str | None, asked: bytes) -> str:
     """Return the reply that the key has opened before, or raise what was wrong with the question."""
     if not row.caller_known:
         refuse_caller()
@@ -267,9 +267,9 @@ async def why_not_opened(request: web.Request, row: OpenedTurn, key: str | None,
         earlier = await request.app[STORE].turn_by_key(org_id=org_id, user_id=user_id, key=key, asked=asked)
         if earlier is not None and not earlier.same:
             message = "The Idempotency-Key was used for another question, expected a new one for each."
-            raise ApiError(409, "Key reused", message, details={"message_id": str(earlier.reply_id)})
+            raise ApiError(409, "Key reused", message, details={"message_id": earlier.reply_id})
         if earlier is not None:
-            reply_id: uuid.UUID = earlier.reply_id
+            reply_id: str = earlier.reply_id
             return reply_id
     if not row.chat_known:
         raise unknown_chat()
@@ -279,8 +279,8 @@ async def why_not_opened(request: web.Request, row: OpenedTurn, key: str | None,
     raise reply_runs(row.running_id)
 
 
-def reply_runs(running_id: uuid.UUID | None) -> ApiError:
-    details = {"message_id": str(running_id)} if running_id else {}
+def reply_runs(running_id: str | None) -> ApiError:
+    details = {"message_id": running_id} if running_id else {}
     message = "The chat has a reply that still runs; read it, stop it, or wait for its end."
     return ApiError(409, "Reply running", message, headers={"Retry-After": "1"}, details=details)
 

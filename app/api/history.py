@@ -21,7 +21,7 @@ async def list_chats(request: web.Request) -> web.Response:
     if not rows[0].before_known:
         raise ApiError(404, "Not found", "There is no such chat to page before.")
     chats = [
-        {"chat_id": str(row.chat_id), "title": row.title, "created_at": iso(row.created_at)}
+        {"chat_id": row.chat_id, "title": row.title, "created_at": iso(row.created_at)}
         for row in rows
         if row.chat_id is not None
     ]
@@ -45,7 +45,7 @@ async def list_messages(request: web.Request) -> web.Response:
         raise ApiError(404, "Not found", "There is no such message to page before.")
     messages = [
         {
-            "message_id": str(row.message_id),
+            "message_id": row.message_id,
             "role": row.role,
             "content": row.content,
             "status": row.status,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NoReturn
-from uuid import UUID
 
 from aiohttp import web
 from multidict import MultiMapping
@@ -89,15 +88,14 @@ def not_once(name: str, values: Sequence[str]) -> str:
     return f"{name} is {f'given {len(values)} times' if values else 'missing'}, expected once."
 
 
-def parse_uuid(name: str, value: object) -> UUID:
-    """Return `value` as a UUID in its usual form of 36 characters.
+def parse_uuid(name: str, value: object) -> str:
+    """Return the UUID `value` as PostgreSQL writes it: 36 characters, in lower case.
 
     Raises:
         ApiError: 400, it is none.
     """
-    # UUID() itself also takes braces, misplaced hyphens and underscores.
     if isinstance(value, str) and USUAL_UUID.fullmatch(value):
-        return UUID(value)
+        return value.lower()
     raise ApiError(
         400, "Bad UUID", f"{name} is not a UUID, expected one like 123e4567-e89b-12d3-a456-426614174000."
     )

@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Container
 from typing import NamedTuple, NoReturn
-from uuid import UUID
 
 from aiohttp import web
 
@@ -25,7 +24,7 @@ SANE_KEY = re.compile(r"[!-~]{1,255}")
 
 class Question(NamedTuple):
     message: str
-    chat_id: UUID | None
+    chat_id: str | None
 
 
 async def read_question(request: web.Request) -> Question:
@@ -98,7 +97,7 @@ def read_key(request: web.Request) -> str | None:
     return given[0]
 
 
-def read_page(request: web.Request) -> tuple[int, UUID | None]:
+def read_page(request: web.Request) -> tuple[int, str | None]:
     """Return `limit` and `before` of the query."""
     limit = request.query.get("limit", str(PAGE_SIZE_DEFAULT))
     if not (limit.isascii() and limit.isdigit() and len(limit) < 9 and 1 <= int(limit) <= PAGE_SIZE_LIMIT):

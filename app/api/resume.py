@@ -10,7 +10,6 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from typing import NoReturn
-from uuid import UUID
 
 from aiohttp import web
 
@@ -33,7 +32,7 @@ LAST_EVENT_ID = re.compile(r"([0-9a-f-]{36}):([0-9]{1,9})(:end)?", re.ASCII)
 LOOK_AGAIN_S = 0.2
 
 
-def read_last_event_id(value: str) -> tuple[UUID, int, bool]:
+def read_last_event_id(value: str) -> tuple[str, int, bool]:
     """Return the reply, the code points that its reader has, and whether that is all.
 
     Raises:
@@ -81,17 +80,17 @@ async def stop(request: web.Request) -> web.Response:
         if found is None:
             refuse_reply()
         status = found.status
-    return web.json_response({"message_id": str(reply_id), "status": status})
+    return web.json_response({"message_id": reply_id, "status": status})
 
 
-async def connect(request: web.Request, chat_id: UUID, reply_id: UUID, offset: int, *, numbered: bool) -> Reader:
+async def connect(request: web.Request, chat_id: str, reply_id: str, offset: int, *, numbered: bool) -> Reader:
     """Send the headers of an event stream that goes on at `offset`.
 
     Of a client that is gone by now, `Turns.attach` will take note.
     """
     stream = EventStream(
         request,
-        headers={"x-chat-id": str(chat_id), "x-message-id": str(reply_id)},
+        headers={"x-chat-id": chat_id, "x-message-id": reply_id},
         write_timeout_s=request.app[SETTINGS].write_timeout_s,
     )
     try:
@@ -138,7 +137,7 @@ async def write_last(request: web.Request, reader: Reader, last: bytes) -> bool:
 
 
 async def read_reply(
-    request: web.Request, reply_id: UUID, offset: int, *, numbered: bool, asked: bool = False
+    request: web.Request, reply_id: str, offset: int, *, numbered: bool, asked: bool = False
 ) -> web.StreamResponse:
     """Write the rest of a reply as events, wherever it runs or ran.
 
@@ -170,7 +169,7 @@ async def read_reply(
 
 
 async def follow(
-    request: web.Request, row: FoundReply, reply_id: UUID, offset: int, *, numbered: bool
+    request: web.Request, row: FoundReply, reply_id: str, offset: int, *, numbered: bool
 ) -> web.StreamResponse:
     """Write the rest of a reply that has ended, or runs at another server."""
     reader: Reader | None = None
@@ -227,7 +226,7 @@ async def follow(
     return reader.stream
 
 
-async def leave(bells: Bells, row: FoundReply, reply_id: UUID, follower: Follower) -> None:
+async def leave(bells: Bells, row: FoundReply, reply_id: str, follower: Follower) -> None:
     """Tell the server that has a reply that it is no longer read."""
     if is_open(row):
         with suppress(DatabaseAway):
@@ -239,7 +238,7 @@ class Replaced(Exception):
 
 
 async def states(
-    request: web.Request, row: FoundReply, reply_id: UUID, follower: Follower
+    request: web.Request, row: FoundReply, reply_id: str, follower: Follower
 ) -> AsyncGenerator[FoundReply, None]:
     """Yield a reply as it grows at another server, and as it is in the end.
 
@@ -278,7 +277,7 @@ async def states(
     yield row
 
 
-async def wait_for_reply(request: web.Request, reply_id: UUID) -> dict[str, str]:
+async def wait_for_reply(request: web.Request, reply_id: str) -> dict[str, str]:
     """Return the body of `POST /chat` for a reply that an earlier request has asked for, once it has ended."""
     org_id, user_id = request[CALLER]
     turn = request.app[TURNS].find(reply_id)
@@ -300,11 +299,11 @@ async def wait_for_reply(request: web.Request, reply_id: UUID) -> dict[str, str]
     return reply_body(row.chat_id, reply_id, row.content, row.created_at)
 
 
-def reply_body(chat_id: UUID, reply_id: UUID, text: str, created_at: datetime) -> dict[str, str]:
+def reply_body(chat_id: str, reply_id: str, text: str, created_at: datetime) -> dict[str, str]:
     """Return the body of `POST /chat`."""
     return {
-        "chat_id": str(chat_id),
-        "message_id": str(reply_id),
+        "chat_id": chat_id,
+        "message_id": reply_id,
         "reply": text,
         "created_at": iso(created_at),
     }
@@ -314,9 +313,7 @@ def is_open(row: FoundReply) -> bool:
     return row.status == "streaming" or row.resumable
 
 
-def last_event(
-    reader: Reader, chat_id: UUID, reply_id: UUID, text: str, status: FinalStatus, stored: bool
-) -> bytes:
+def last_event(reader: Reader, chat_id: str, reply_id: str, text: str, status: FinalStatus, stored: bool) -> bytes:
     """Return the event that ends a stream. Who comes back with its id is told that there is no more."""
     event_id = f"{reply_id}:{len(text)}:end" if reader.numbered else None
     if status != "complete" or not stored:
@@ -327,8 +324,8 @@ def last_event(
         "token": "",
         "done": True,
         "fullText": text,
-        "chat_id": str(chat_id),
-        "message_id": str(reply_id),
+        "chat_id": chat_id,
+        "message_id": reply_id,
         "chars": len(text),
         "sha256": hashlib.sha256(text.encode()).hexdigest(),
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from uuid import UUID
 
 from aiohttp import web
 
@@ -33,7 +32,7 @@ async def issue(request: web.Request) -> web.Response:
     return web.json_response({"ticket": ticket, "expires_in": int(LIFETIME_S)})
 
 
-async def use(request: web.Request, ticket: str, reply_id: UUID) -> Question:
+async def use(request: web.Request, ticket: str, reply_id: str) -> Question:
     """Return what the ticket asks, for the turn with this reply; its caller becomes the request's.
 
     Raises:
@@ -46,7 +45,7 @@ async def use(request: web.Request, ticket: str, reply_id: UUID) -> Question:
     return Question(row.message, row.chat_id)
 
 
-async def show_again(request: web.Request, ticket: str, reply_id: UUID) -> None:
+async def show_again(request: web.Request, ticket: str, reply_id: str) -> None:
     """Let who has used the ticket for this reply come back to it."""
     row = await request.app[STORE].ticket_holder(hash=digest(ticket), reply_id=reply_id)
     if row is None:

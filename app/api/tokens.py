@@ -107,11 +107,11 @@ class Tokens:
         self._fetched_at_s = time.monotonic()
 
 
-def claimed_uuid(claims: dict[str, Any], name: str) -> UUID:
+def claimed_uuid(claims: dict[str, Any], name: str) -> str:
     if name not in claims:
         raise refused(f"The token has no claim {name}.")
     try:
-        return UUID(claims[name])
+        return str(UUID(claims[name]))
     except (TypeError, ValueError, AttributeError):
         raise refused(f"The token's claim {name} is no UUID.") from None
 

@@ -11,7 +11,6 @@ import logging
 import secrets
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
-from uuid import UUID
 
 from app.storage.db import Database
 from app.storage.store import Store
@@ -37,7 +36,7 @@ class Call(NamedTuple):
     """
 
     kind: Literal["read", "left", "stop", "said", "replaced"]
-    reply_id: UUID
+    reply_id: str
     # None of a stop.
     reader_id: ReaderId | None
     # Whom to answer.
@@ -64,7 +63,7 @@ class Bells:
         self._followers: dict[ReaderId, Follower] = {}
         self.listening = asyncio.Event()
 
-    async def ring(self, server_id: int, kind: str, reply_id: UUID, reader_id: ReaderId | None = None) -> None:
+    async def ring(self, server_id: int, kind: str, reply_id: str, reader_id: ReaderId | None = None) -> None:
         """Call another server.
 
         Raises:
@@ -73,8 +72,8 @@ class Bells:
         payload = self.payload(kind, reply_id, reader_id)
         await self._store.server_call(channel=channel(server_id), payload=payload)
 
-    def payload(self, kind: str, reply_id: UUID, reader_id: ReaderId | None) -> str:
-        return json.dumps([kind, str(reply_id), reader_id, self.server_id])
+    def payload(self, kind: str, reply_id: str, reader_id: ReaderId | None) -> str:
+        return json.dumps([kind, reply_id, reader_id, self.server_id])
 
     def follow(self, reader_id: ReaderId) -> Follower:
         """Return a reader who hears what is said of its reply; to be given back with `forget`."""
@@ -101,7 +100,7 @@ class Bells:
 
     def _hear(self, payload: str, take: Callable[[Call], Any]) -> None:
         kind, reply_id, reader_id, server_id = json.loads(payload)
-        call = Call(kind, UUID(reply_id), reader_id and ReaderId(*reader_id), server_id)
+        call = Call(kind, reply_id, reader_id and ReaderId(*reader_id), server_id)
         if kind not in ("said", "replaced"):
             take(call)
         elif call.reader_id in self._followers:

@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from uuid import UUID
 
 from app.storage.db import DatabaseAway
 
@@ -21,11 +20,11 @@ class Saves:
 
     def __init__(self) -> None:
         self._running: set[asyncio.Task[None]] = set()
-        self._latest: dict[UUID, asyncio.Task[None]] = {}
+        self._latest: dict[str, asyncio.Task[None]] = {}
         self._last_call = asyncio.Event()
 
     def start(
-        self, reply_id: UUID, save: Callable[[], Awaitable[object]], *, look_for_s: float = 0.0
+        self, reply_id: str, save: Callable[[], Awaitable[object]], *, look_for_s: float = 0.0
     ) -> asyncio.Future[bool]:
         """Start a save, which takes the place of an earlier one; the future tells whether its first try succeeded.
 
@@ -39,7 +38,7 @@ class Saves:
         task.add_done_callback(self._running.discard)
         return tried
 
-    def forget(self, reply_id: UUID) -> None:
+    def forget(self, reply_id: str) -> None:
         """Try the save under way not again: its reply goes on."""
         self._latest.pop(reply_id, None)
 
@@ -50,7 +49,7 @@ class Saves:
             await asyncio.wait(self._running, timeout=timeout_s)
 
     async def _save(
-        self, reply_id: UUID, save: Callable[[], Awaitable[object]], look_for_s: float, tried: asyncio.Future[bool]
+        self, reply_id: str, save: Callable[[], Awaitable[object]], look_for_s: float, tried: asyncio.Future[bool]
     ) -> None:
         this = asyncio.current_task()
         now_s = asyncio.get_running_loop().time
@@ -66,7 +65,7 @@ class Saves:
                 give_up_at_s = now_s() + look_for_s
             except Exception:
                 # Not an outage, so the next try would fail as this one did.
-                log.exception("Reply not saved", extra={"messageId": str(reply_id)})
+                log.exception("Reply not saved", extra={"messageId": reply_id})
                 settled = True
             if not tried.done():
                 tried.set_result(stored)

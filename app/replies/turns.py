@@ -12,7 +12,7 @@ from datetime import datetime
 from functools import partial
 from math import ceil, inf
 from typing import Any, Literal, NamedTuple
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from aiohttp import web
 
@@ -108,7 +108,7 @@ class Turn:
     def __init__(
         self,
         caller: Caller,
-        reply_id: UUID | None = None,
+        reply_id: str | None = None,
         *,
         whole: bool = False,
         asker: asyncio.BaseTransport | None = None,
@@ -116,8 +116,8 @@ class Turn:
         self.caller = caller
         # Asked for as a whole: it goes on whether or not somebody reads along.
         self.whole = whole
-        self.reply_id = reply_id or uuid4()
-        self.chat_id: UUID
+        self.reply_id = reply_id or str(uuid4())
+        self.chat_id: str
         self.created_at: datetime
         # Everything the model has said, noted before it is written: what a client saw is a prefix of it.
         self.pieces: list[str] = []
@@ -240,7 +240,7 @@ class Turns:
         self._resume_window_s = resume_window_s
         self.stopping = False
         self.server_id = bells.server_id
-        self._running: dict[UUID, Turn] = {}
+        self._running: dict[str, Turn] = {}
         # How many of them each user has.
         self._running_of: Counter[Caller] = Counter()
         # Readers of replies that do not run here, or no more.
@@ -258,7 +258,7 @@ class Turns:
     def running(self) -> int:
         return len(self._running)
 
-    def find(self, reply_id: UUID) -> Turn | None:
+    def find(self, reply_id: str) -> Turn | None:
         """Return a turn that runs in this process."""
         turn = self._running.get(reply_id)
         return turn if turn is not None and turn.task is not None else None
@@ -610,9 +610,9 @@ async def repeat(name: str, work: Callable[[], Awaitable[None]], period_s: float
             log.exception(f"{name} failed")
 
 
-def encode_rest(text: str, reply_id: UUID, offset: int, numbered: bool) -> bytes:
+def encode_rest(text: str, reply_id: str, offset: int, numbered: bool) -> bytes:
     """Return the events of the rest of a reply, for a reader who has it up to `offset`."""
-    return encode_chunk(encode_numbered_tokens(text, str(reply_id), offset) if numbered else encode_tokens(text))
+    return encode_chunk(encode_numbered_tokens(text, reply_id, offset) if numbered else encode_tokens(text))
 
 
 def failure(status: FinalStatus, stored: bool) -> str:

@@ -78,6 +78,8 @@ class Database:
             maxsize=size,
             timeout=self._timeout_s,
             enable_hstore=False,
+            # Ids are the text that headers and JSON have of them.
+            enable_uuid=False,
             cursor_factory=psycopg2.extras.NamedTupleCursor,
             application_name="llm-app",
             on_connect=self._prepare,
@@ -134,6 +136,7 @@ class Database:
                 self._url,
                 timeout=self._timeout_s,
                 enable_hstore=False,
+                enable_uuid=False,
                 application_name="llm-app bell",
                 # It sends nothing, so that nothing else would tell it that the network is gone.
                 keepalives_idle=10,

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
-from uuid import UUID
 
 from aiohttp import web
 
@@ -19,28 +18,28 @@ Method = Callable[..., Coroutine[Any, Any, Result]]
 
 FinalStatus = Literal["complete", "disconnected", "failed", "interrupted", "stopped"]
 
-DEMO_ORG_ID = UUID("00000000-0000-0000-0000-000000000001")
-DEMO_USER_ID = UUID("00000000-0000-0000-0000-000000000002")
+DEMO_ORG_ID = "00000000-0000-0000-0000-000000000001"
+DEMO_USER_ID = "00000000-0000-0000-0000-000000000002"
 
 
 class Caller(NamedTuple):
     """A user and the org that they act in. Whether they belong together, each SQL statement checks."""
 
-    org_id: UUID
-    user_id: UUID
+    org_id: str
+    user_id: str
 
 
 class OpenedTurn(Protocol):
     caller_known: bool
     chat_known: bool
-    chat_id: UUID | None
+    chat_id: str | None
     created_at: datetime
     history: list[dict[str, Any]]
-    running_id: UUID | None
+    running_id: str | None
 
 
 class FoundReply(Protocol):
-    chat_id: UUID
+    chat_id: str
     content: str
     status: Literal["streaming"] | FinalStatus
     created_at: datetime
