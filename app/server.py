@@ -93,7 +93,6 @@ async def keep_turns(app: web.Application) -> AsyncIterator[None]:
         write_timeout_s=settings.write_timeout_s,
         resume_window_s=settings.resume_window_s,
     )
-    await database.open()
     await turns.lock()
     # Reads the clock again, now that its connection is there.
     await turns.guard()

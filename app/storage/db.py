@@ -1,21 +1,21 @@
-"""The pool, the statements, and database errors made ours. aiopg is known to this file alone."""
+"""Statements run, and database errors made ours. aiopg is known to this file and to `pool.py` alone."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import suppress
+from collections import namedtuple
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import aiopg
 import psycopg2
-import psycopg2.extras
 from aiohttp import web
 from psycopg2.errors import QueryCanceled, ReadOnlySqlTransaction
 from psycopg2.extensions import parse_dsn
 
 from app.errors import ApiError
+from app.storage.pool import Pool, PoolClosed, Session
 from app.storage.statements import Statement, load
 
 log = logging.getLogger(__name__)
@@ -56,53 +56,19 @@ class Database:
         self.statements = load()
         self._prepares = ";\n".join(statement.prepare() for statement in self.statements.values())
         self._executes = {name: statement.execute() for name, statement in self.statements.items()}
+        # Each statement's named tuple, made with its first rows.
+        self._rows: dict[str, Any] = {}
         self._url = url
-        self._pool_size = pool_size
         self._timeout_s = timeout_s
-        self._pool: aiopg.Pool | None = None
-        self._guard: aiopg.Pool | None = None
-        self._closing = False
+        self._pool = Pool(self._connect, size=pool_size, timeout_s=timeout_s)
+        self._guard = Pool(self._connect, size=1, timeout_s=timeout_s)
 
     @property
     def connections_in_use(self) -> int:
-        return self._pool.size - self._pool.freesize if self._pool else 0
-
-    async def open(self) -> None:
-        self._pool = await self._create_pool(self._pool_size)
-        self._guard = await self._create_pool(1)
-
-    async def _create_pool(self, size: int) -> aiopg.Pool:
-        return await aiopg.create_pool(
-            self._url,
-            minsize=0,
-            maxsize=size,
-            timeout=self._timeout_s,
-            enable_hstore=False,
-            # Ids are the text that headers and JSON have of them.
-            enable_uuid=False,
-            cursor_factory=psycopg2.extras.NamedTupleCursor,
-            application_name="llm-app",
-            on_connect=self._prepare,
-            # Each statement is written for one plan, whatever its parameters; so none is planned twice.
-            options=(
-                f"{parse_dsn(self._url).get('options', '')} -c statement_timeout={int(self._timeout_s * 1000)}"
-                " -c plan_cache_mode=force_generic_plan"
-            ),
-        )
-
-    async def _prepare(self, connection: aiopg.Connection) -> None:
-        async with connection.cursor() as cursor:
-            await cursor.execute(self._prepares)
+        return len(self._pool.used)
 
     async def close(self) -> None:
-        self._closing = True
-        for pool in (self._pool, self._guard):
-            if pool is not None:
-                pool.close()
-                # wait_closed() alone waits for ever on a connection that is not given back.
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(pool.wait_closed(), CLOSE_TIMEOUT_S)
-                pool.terminate()
+        await asyncio.gather(self._pool.close(CLOSE_TIMEOUT_S), self._guard.close(CLOSE_TIMEOUT_S))
 
     async def run(self, statement: Statement, params: Mapping[str, object]) -> Any:
         """Run a statement and return its result: rows are named tuples.
@@ -156,25 +122,42 @@ class Database:
         finally:
             await connection.close()
 
+    async def _connect(self) -> Session:
+        connection = await aiopg.connect(
+            self._url,
+            timeout=self._timeout_s,
+            enable_hstore=False,
+            # Ids are the text that headers and JSON have of them.
+            enable_uuid=False,
+            application_name="llm-app",
+            # Each statement is written for one plan, whatever its parameters; so none is planned twice.
+            options=(
+                f"{parse_dsn(self._url).get('options', '')} -c statement_timeout={int(self._timeout_s * 1000)}"
+                " -c plan_cache_mode=force_generic_plan"
+            ),
+        )
+        try:
+            session = Session(connection, await connection.cursor())
+            await session.cursor.execute(self._prepares)
+        except BaseException:
+            connection.close()
+            raise
+        return session
+
     async def _attempt(self, statement: Statement, params: Mapping[str, object]) -> Any:
         pool = self._guard if statement.on_guard else self._pool
-        assert pool is not None, "open() comes first"
-        if self._closing:
-            # A save that a stop has no more time for.
-            raise ConnectionLost(sent=False)
         task = asyncio.current_task()
         sent = False
         try:
-            async with pool.acquire() as connection, connection.cursor() as cursor:
+            session = await pool.take()
+            try:
                 sent = True
-                try:
-                    await cursor.execute(self._executes[statement.name], params)
-                except psycopg2.errors.FeatureNotSupported:
-                    # "cached plan must not change result type": what it has prepared is older than the schema.
-                    # Refused before it ran, so that another connection may run it.
-                    await connection.close()
-                    raise ConnectionLost(sent=False) from None
-                return statement.result(await cursor.fetchall() if cursor.description else ())
+                return statement.result(await self._execute(session, statement, params))
+            finally:
+                pool.give_back(session)
+        except PoolClosed:
+            # A save that a stop has no more time for.
+            raise ConnectionLost(sent=False) from None
         except TimeoutError:
             _log_outage(statement, f"no answer in {self._timeout_s:g} s")
             raise DatabaseAway(sent=sent) from None
@@ -184,9 +167,6 @@ class Database:
                 raise
             _log_outage(statement, "statement_timeout")
             raise DatabaseAway(sent=sent) from None
-        except AssertionError:
-            # The pool's own: the idle connection that it was about to give, say, has just been closed.
-            raise ConnectionLost(sent=sent) from None
         except psycopg2.errors.UniqueViolation:
             raise Conflict from None
         except psycopg2.Error as exc:
@@ -194,10 +174,27 @@ class Database:
             if _is_outage(exc):
                 _log_outage(statement, cause)
                 # After a restart of PostgreSQL the other idle connections are as dead.
-                await pool.clear()
+                pool.clear()
                 raise ConnectionLost(sent=sent) from None
             # Its detail quotes rows, and so message text: only the first line goes on, to the log.
             raise RuntimeError(f"{statement.name}: {cause}: {exc.diag.message_primary}") from None
+
+    async def _execute(
+        self, session: Session, statement: Statement, params: Mapping[str, object]
+    ) -> Sequence[Any]:
+        cursor = session.cursor
+        try:
+            await cursor.execute(self._executes[statement.name], params)
+        except psycopg2.errors.FeatureNotSupported:
+            # "cached plan must not change result type": what it has prepared is older than the schema.
+            # Refused before it ran, so that another connection may run it.
+            session.connection.close()
+            raise ConnectionLost(sent=False) from None
+        if cursor.description is None:
+            return ()
+        if statement.name not in self._rows:
+            self._rows[statement.name] = namedtuple("Row", [column.name for column in cursor.description])
+        return list(map(self._rows[statement.name]._make, await cursor.fetchall()))
 
 
 class Conflict(Exception):
