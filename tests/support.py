@@ -68,10 +68,10 @@ class Rows:
         return tenant
 
     @contextmanager
-    def locked(self, table: str) -> Iterator[None]:
+    def locked(self, table: str, mode: str = "exclusive") -> Iterator[None]:
         """Keep others from writing to a table."""
         self("begin")
-        self(f"lock table {table} in exclusive mode")
+        self(f"lock table {table} in {mode} mode")
         try:
             yield
         finally:

@@ -693,6 +693,21 @@ async def test_schema_changed_under_a_running_server_costs_no_request(
         rows("alter table chats alter title type text")
 
 
+async def test_schema_changed_under_several_connections_costs_no_request(
+    start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant
+) -> None:
+    client = await aiohttp_client(await start_server())
+    with rows.locked("chats", "access exclusive"):
+        answers = [asyncio.ensure_future(client.get("/chats", headers=tenant.headers)) for _ in range(4)]
+        await eventually(lambda: rows.waiting() == 4)
+    assert [(await answer).status for answer in answers] == [200] * 4
+    rows("alter table chats alter title type varchar(500)")
+    try:
+        assert (await client.get("/chats", headers=tenant.headers)).status == 200
+    finally:
+        rows("alter table chats alter title type text")
+
+
 async def test_save_that_the_database_refuses_is_given_up_and_the_client_told(
     start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant, caplog: pytest.LogCaptureFixture
 ) -> None:

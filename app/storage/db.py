@@ -176,6 +176,11 @@ class Database:
             raise DatabaseAway(sent=sent) from None
         except psycopg2.errors.UniqueViolation:
             raise Conflict from None
+        except psycopg2.errors.FeatureNotSupported:
+            # "cached plan must not change result type": what was prepared is older than the schema, by the other
+            # connections as well. Refused before it ran, so that a new one may run it.
+            pool.clear()
+            raise ConnectionLost(sent=False) from None
         except psycopg2.Error as exc:
             cause = f"{type(exc).__name__} {exc.pgcode or ''}".rstrip()
             if _is_outage(exc):
@@ -193,10 +198,8 @@ class Database:
         try:
             await cursor.execute(self._executes[statement.name], params)
         except psycopg2.errors.FeatureNotSupported:
-            # "cached plan must not change result type": what it has prepared is older than the schema.
-            # Refused before it ran, so that another connection may run it.
             session.connection.close()
-            raise ConnectionLost(sent=False) from None
+            raise
         if cursor.description is None:
             return ()
         if statement.name not in self._rows:
