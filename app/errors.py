@@ -45,5 +45,9 @@ def undone() -> ApiError:
     return ApiError(503, "Database unavailable", message, headers={"Retry-After": "1"})
 
 
+def unknown_reply() -> ApiError:
+    return ApiError(404, "Not found", "There is no such reply.")
+
+
 def unknown_chat() -> ApiError:
     return ApiError(404, "Not found", "There is no such chat.")

@@ -5,20 +5,31 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import secrets
 import socket
 from collections.abc import AsyncIterator
+from functools import partial
 
 from aiohttp import web
 
-from app.api import chat, history, resume, site, tickets
+from app.api import chat, history, site, tickets
 from app.api.identity import IDENTIFY, from_headers, identified, identified_by_query
-from app.api.middleware import observe, preflight, refuse_when_stopping, sign
+from app.api.limits import LIMITS, Limits
+from app.api.middleware import observe, sign
 from app.api.tokens import Tokens
 from app.errors import StartError
 from app.models import Model
 from app.models.simulated import Simulated
 from app.replies.bells import Bells
+from app.replies.elsewhere import ELSEWHERE, Elsewhere
+from app.replies.guard import Guard
+from app.replies.lease import GUARD_S, Lease
+from app.replies.mirrors import MIRRORS, Mirrors
+from app.replies.reader import READERS, Readers
+from app.replies.remotes import Remotes
+from app.replies.reply import STOPPING
 from app.replies.saves import Saves
+from app.replies.tasks import Tasks, repeat
 from app.replies.turns import TURNS, Turns
 from app.settings import SETTINGS, Settings
 from app.storage.db import DATABASE, Database, DatabaseAway
@@ -29,10 +40,20 @@ log = logging.getLogger(__name__)
 # For requests that are no turns, once the turns have ended: reads, half-sent bodies.
 SHUTDOWN_TIMEOUT_S = 1.0
 
-# Objects between two collections, in place of 700: the short-lived ones of a token are in no cycles.
-GC_THRESHOLD = 10_000
-
 CANCEL_AGAIN_S = 0.5
+
+# How often what is old is forgotten.
+SWEEP_S = 60.0
+
+# A used ticket lets its reader come back.
+TICKET_AGE_S = 3600.0
+
+# For how long the same Idempotency-Key is the same turn.
+KEY_AGE_S = 24 * 3600.0
+
+MODEL: web.AppKey[Model] = web.AppKey("model")
+BELLS: web.AppKey[Bells] = web.AppKey("bells", Bells)
+GUARD: web.AppKey[Guard] = web.AppKey("guard", Guard)
 
 # Connections that wait to be accepted; Linux takes at most net.core.somaxconn.
 BACKLOG = 4096
@@ -41,7 +62,7 @@ BACKLOG = 4096
 def create_app(settings: Settings, *, model: Model | None = None) -> web.Application:
     """Return the application. `settings.database_url` must be set, and its schema migrated."""
     app = web.Application(
-        middlewares=[observe, preflight, refuse_when_stopping],
+        middlewares=[observe],
         client_max_size=settings.body_limit_bytes,
     )
     app.add_routes(
@@ -57,8 +78,8 @@ def create_app(settings: Settings, *, model: Model | None = None) -> web.Applica
             web.post("/chat/stream", identified(chat.stream)),
             web.post("/chat/stream/ticket", identified(tickets.issue)),
             web.get("/chat/stream", identified_by_query(chat.stream_to_event_source), allow_head=False),
-            web.get("/chat/stream/{message_id}", identified(resume.resume), allow_head=False),
-            web.delete("/chat/stream/{message_id}", identified(resume.stop)),
+            web.get("/chat/stream/{message_id}", identified(chat.resume), allow_head=False),
+            web.delete("/chat/stream/{message_id}", identified(chat.stop)),
             web.get("/chats", identified(history.list_chats)),
             web.get("/chats/{chat_id}/messages", identified(history.list_messages)),
         ]
@@ -66,7 +87,7 @@ def create_app(settings: Settings, *, model: Model | None = None) -> web.Applica
     app[SETTINGS] = settings
     app[IDENTIFY] = Tokens(settings).caller if settings.checks_tokens else from_headers
     # The seam: a real model goes here.
-    app[chat.MODEL] = model or Simulated(settings.sim_delay_ms, settings.sim_seed)
+    app[MODEL] = model or Simulated(settings.sim_delay_ms, settings.sim_seed)
     app.cleanup_ctx.append(keep_turns)
     app.on_response_prepare.append(sign)
     app.on_shutdown.append(drain)
@@ -80,44 +101,56 @@ async def keep_turns(app: web.Application) -> AsyncIterator[None]:
     database = Database(settings.database_url, pool_size=settings.db_pool_size, timeout_s=settings.db_timeout_s)
     app[DATABASE] = database
     app[STORE] = store = Store(database)
-    app[resume.BELLS] = bells = Bells(database, store)
-    saves = Saves()
-    app[TURNS] = turns = Turns(
-        store,
-        saves,
-        bells,
-        limit=settings.stream_limit,
-        user_limit=settings.user_stream_limit,
-        user_turns_per_minute=settings.user_turns_per_minute,
-        heartbeat_s=settings.heartbeat_s,
-        write_timeout_s=settings.write_timeout_s,
-        resume_window_s=settings.resume_window_s,
-    )
-    await turns.lock()
-    # Reads the clock again, now that its connection is there.
-    await turns.guard()
+    # Replies carry it; that its lock is held tells other servers that this one lives.
+    server_id = secrets.randbits(62)
+    lease, tasks, bells = Lease(), Tasks(), Bells(database, store, server_id)
+    saves = Saves(store, server_id, history_limit=settings.history_limit_messages)
+    app[TURNS] = turns = Turns(settings, saves, app[MODEL], lease, tasks)
+    app[MIRRORS] = mirrors = Mirrors(store, bells)
+    remotes = Remotes(turns, saves, bells, tasks)
+    app[ELSEWHERE] = elsewhere = Elsewhere(turns, mirrors, remotes, bells, store, timeout_s=settings.db_timeout_s)
+    app[BELLS] = bells
+    app[GUARD] = guard = Guard(turns, saves, store, lease, tasks, server_id)
+    app[READERS] = readers = Readers(settings)
+    app[LIMITS] = limits = Limits(settings, turns)
+    await guard.beat()
     # So that the first turn finds a connection.
     await store.database_ping()
     if settings.seed_demo:
         await store.demo_seed(org_id=DEMO_ORG_ID, user_id=DEMO_USER_ID)
-    background = {
-        asyncio.create_task(turns.watch()),
-        asyncio.create_task(turns.keep_guard()),
-        asyncio.create_task(turns.keep_swept()),
-        asyncio.create_task(bells.answer(turns.take_call)),
-    }
+    work = [
+        readers.watch(),
+        bells.hear(elsewhere.take),
+        mirrors.keep_up(),
+        remotes.keep_told(),
+        repeat(guard.beat, GUARD_S),
+        repeat(guard.look, GUARD_S),
+        repeat(partial(sweep, store, limits), SWEEP_S),
+    ]
+    if settings.checkpoint_s:
+        work.append(repeat(turns.checkpoint, settings.checkpoint_s))
+    background = {asyncio.create_task(each) for each in work}
     yield
     while background:
         for task in background:
             task.cancel()
         # Again: wait_for of Python 3.11, on which aiopg builds, forgets a cancellation that comes with its result.
         _, background = await asyncio.wait(background, timeout=CANCEL_AGAIN_S)
-    await saves.finish(settings.db_timeout_s)
+    tasks.run(mirrors.leave())
+    await turns.finish(settings.db_timeout_s)
     await database.close()
+
+
+async def sweep(store: Store, limits: Limits) -> None:
+    """Forget what is old."""
+    limits.forget_old()
+    await store.ticket_sweep(age_s=TICKET_AGE_S)
+    await store.turn_key_sweep(age_s=KEY_AGE_S)
 
 
 async def drain(app: web.Application) -> None:
     """Give running turns their grace, then end them. A second call finds nothing left to do."""
+    app[MIRRORS].cut(STOPPING)
     await app[TURNS].drain(app[SETTINGS].shutdown_grace_s)
 
 
@@ -137,7 +170,6 @@ async def serve(app: web.Application, listener: socket.socket, stop: asyncio.Eve
         await runner.setup()
         # What is there by now stays: the collector need not look through it again and again.
         gc.freeze()
-        gc.set_threshold(GC_THRESHOLD, 20, 100)
         await web.SockSite(runner, listener, backlog=BACKLOG).start()
         log.info("Listening", extra={"address": "{}:{}".format(*listener.getsockname()[:2])})
         await stop.wait()

@@ -112,7 +112,7 @@ def _origins(value: str) -> frozenset[str]:
 class Settings:
     """The settings, each named after its environment variable in lower case.
 
-    Units are in the names. The README lists them all; a test holds the two together.
+    Units are in the names. app/README.md lists them all; a test holds the two together.
     """
 
     host: str = _setting("127.0.0.1", _host, "a host name or an IP address to listen on")
@@ -152,8 +152,12 @@ class Settings:
 
     stream_limit: int = _setting(2_000, *_whole(1))
     user_stream_limit: int = _setting(20, *_whole(0))
+    user_reader_limit: int = _setting(40, *_whole(0))
     user_turns_per_minute: int = _setting(120, *_whole(0))
     heartbeat_s: float = _setting(15.0, *_seconds(0.1))
+    reply_limit_chars: int = _setting(500_000, *_whole(1))
+    unread: str = _setting("pause", *_choice("pause", "finish"))
+    checkpoint_s: float = _setting(5.0, *_seconds(0, 3_600))
     resume_window_s: float = _setting(20.0, *_seconds(0, 3_600))
     write_timeout_s: float = _setting(30.0, *_seconds(0.1))
     shutdown_grace_s: float = _setting(5.0, *_seconds(0))

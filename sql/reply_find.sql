@@ -1,15 +1,8 @@
 -- Find a reply, as it is stored.
 -- takes:   org_id, user_id, reply_id
--- returns: a row or none (chat_id, content, status, created_at, server_id, resumable); none if the caller has no such
---          reply; resumable tells whether a disconnected reply's server still has its stream
+-- returns: a row or none (chat_id, content, status, created_at, server_id); none if the caller has no such reply
 -- repeat:  yes
-select
-    messages.chat_id,
-    messages.content,
-    messages.status,
-    messages.created_at,
-    messages.server_id,
-    coalesce(messages.resumable_until > clock_timestamp(), false) as resumable
+select messages.chat_id, messages.content, messages.status, messages.created_at, messages.server_id
 from messages
 join chats
     on chats.org_id = messages.org_id and chats.id = messages.chat_id

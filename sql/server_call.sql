@@ -1,5 +1,6 @@
--- Ring the bell of a server.
--- takes:   channel, payload (at most 7999 bytes)
--- returns: nothing
+-- Ring the bells of servers.
+-- takes:   channels, payloads (of each bell; a payload has at most 7999 bytes)
+-- returns: a row (rung: how many bells)
 -- repeat:  yes
-select pg_notify(%(channel)s, %(payload)s) as rung
+select count(pg_notify(channel, payload)) as rung
+from unnest(%(channels)s::text[], %(payloads)s::text[]) as bell (channel, payload)

@@ -1,8 +1,6 @@
--- Hold the lock that tells other servers that this one lives, for as long as the connection lasts; tell the time.
+-- Hold the lock that tells other servers that this one lives, for as long as the connection lasts.
 -- takes:   server_id
--- returns: a row (locked, now_s: seconds since 1970)
+-- returns: a row (locked)
 -- repeat:  yes
 -- on:      the guard's connection
-select
-    pg_try_advisory_lock(%(server_id)s) as locked,
-    extract(epoch from clock_timestamp())::float8 as now_s
+select pg_try_advisory_lock(%(server_id)s) as locked

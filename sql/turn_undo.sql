@@ -1,9 +1,7 @@
 -- Take back a turn that nobody was told of: its question, its reply, its key, and its chat if it began one.
 -- takes:   org_id, reply_id, server_id (that opened it)
--- returns: a row or none (chat_id); none if this server has no such reply, or a newer turn follows it
+-- returns: a row or none (chat_id); none if this server has no such reply running
 -- repeat:  yes
---
--- Others may have taken the reply for a dead server's, and interrupted it.
 with reply as (
     select messages.org_id, messages.id, messages.chat_id, messages.position, chats.user_id
     from messages
@@ -12,9 +10,7 @@ with reply as (
     where messages.org_id = %(org_id)s
         and messages.id = %(reply_id)s
         and messages.server_id = %(server_id)s
-        and messages.status in ('streaming', 'interrupted')
-        and messages.content = ''
-        and messages.position = chats.message_count
+        and messages.status = 'streaming'
     for update
 ),
 turn as (

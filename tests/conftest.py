@@ -10,6 +10,9 @@ from aiohttp.test_utils import TestClient, TestServer
 from serving import StartServer, new_postgres, serving
 from support import Rows, Tenant
 
+from app.storage.db import Database
+from app.storage.statements import Statement
+
 
 @pytest.fixture(scope="session")
 def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
@@ -44,6 +47,28 @@ async def server(start_server: StartServer) -> TestServer:
 @pytest.fixture
 async def client(server: TestServer, aiohttp_client: Any) -> TestClient:
     return await aiohttp_client(server)
+
+
+@pytest.fixture
+def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of those that servers run, but for what shows that they live; to be asked for before a server."""
+    ran: list[str] = []
+    run = Database.run
+
+    async def noted(self: Database, statement: Statement, params: Any) -> Any:
+        if statement.name not in ("turn_interrupt", "server_lock"):
+            ran.append(statement.name)
+        return await run(self, statement, params)
+
+    monkeypatch.setattr(Database, "run", noted)
+    return ran
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What servers call each other for about once a second, they do fifty times as often."""
+    monkeypatch.setattr("app.replies.mirrors.CALL_AGAIN_S", 0.02)
+    monkeypatch.setattr("app.replies.elsewhere.ANSWER_S", 0.02)
 
 
 @pytest.fixture(params=["same server", "other server"])

@@ -100,7 +100,7 @@ async def serving(postgres_url: str) -> AsyncIterator[StartServer]:
     servers: list[TestServer] = []
 
     async def start(*, model: Model | None = None, **settings: Any) -> TestServer:
-        no_limits = {"user_stream_limit": 0, "user_turns_per_minute": 0}
+        no_limits = {"user_stream_limit": 0, "user_reader_limit": 0, "user_turns_per_minute": 0}
         settings = {"database_url": postgres_url, "sim_delay_ms": (0.0, 0.0)} | no_limits | settings
         server = Server(create_app(Settings(**settings), model=model))
         await server.start_server(shutdown_timeout=1)

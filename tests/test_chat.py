@@ -55,33 +55,35 @@ async def test_conversation_goes_on_and_the_model_is_given_it(
     assert heard == [
         [Message("user", "question 1")],
         [Message("user", "question 1"), Message("assistant", "reply 1"), Message("user", "question 2")],
-        # The last three before the question.
-        [
-            Message("assistant", "reply 1"),
-            Message("user", "question 2"),
-            Message("assistant", "reply 2"),
-            Message("user", "question 3"),
-        ],
+        # Of the last three before the question, the whole turns: it begins with a question.
+        [Message("user", "question 2"), Message("assistant", "reply 2"), Message("user", "question 3")],
     ]
 
 
-async def test_conversation_leaves_out_replies_without_text(
+async def test_question_whose_reply_has_no_text_goes_out_with_the_next_one(
     start_server: StartServer, aiohttp_client: Any, tenant: Tenant
 ) -> None:
-    heard: list[list[str]] = []
+    heard: list[list[Message]] = []
 
     async def model(conversation: Conversation) -> Any:
-        heard.append([message.content for message in conversation.messages])
-        if len(heard) == 1:
+        heard.append(list(conversation.messages))
+        if len(heard) < 3:
             raise RuntimeError
         yield "reply"
 
     client = await aiohttp_client(await start_server(model=model))
     stream = await client.post("/chat/stream", json={"message": "One"}, headers=tenant.headers)
     await stream.read()
-    body = {"message": "Two", "chat_id": stream.headers["x-chat-id"]}
-    await client.post("/chat", json=body, headers=tenant.headers)
-    assert heard == [["One"], ["One", "Two"]]
+    for message in ("Two", "Three", "Four"):
+        body = {"message": message, "chat_id": stream.headers["x-chat-id"]}
+        await client.post("/chat", json=body, headers=tenant.headers)
+    # Roles alternate, whatever failed: several providers refuse two messages of the user in a row.
+    assert heard == [
+        [Message("user", "One")],
+        [Message("user", "One\n\nTwo")],
+        [Message("user", "One\n\nTwo\n\nThree")],
+        [Message("user", "One\n\nTwo\n\nThree"), Message("assistant", "reply"), Message("user", "Four")],
+    ]
 
 
 async def test_model_that_fails_is_502_and_its_part_is_saved(

@@ -22,7 +22,8 @@ from support import Gated, Rows, Tenant, events, eventually, logged, says
 from yoyo.backends.base import DatabaseBackend
 
 from app.errors import StartError
-from app.replies.turns import GIVE_UP_AFTER, TURNS
+from app.replies.lease import GIVE_UP_AFTER
+from app.server import BELLS, GUARD
 from app.storage import db, embedded
 from app.storage import migrate as migrations
 from app.storage.db import DATABASE
@@ -133,8 +134,8 @@ async def test_database_that_goes_away_during_the_stream_stops_no_token_and_done
     *_, last = events(await response.read())
     assert model.said == 5
     assert last == {
-        "error": "Stream failed",
-        "message": "The reply is complete, but it could not be saved.",
+        "error": "Cut short",
+        "message": "The database did not answer. The reply may go on: come back for the rest.",
     }
     assert logged(caplog, "Stream completed") == []
 
@@ -181,7 +182,6 @@ async def test_save_that_finds_the_pool_closed_by_a_stop_is_given_up_without_a_t
     assert response.status == 503
     # What may have been opened is being closed: its second try would find the pool closed.
     await server.close()
-    await eventually(lambda: not server.app[TURNS]._saves._running)  # type: ignore[index]
     assert logged(caplog, "Reply not saved") == []
 
 
@@ -230,7 +230,7 @@ async def test_statement_that_postgresql_gives_up_is_503_and_not_an_empty_answer
 async def test_statement_that_waits_longer_than_the_timeout_is_503(
     start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant
 ) -> None:
-    client = await aiohttp_client(await start_server(db_timeout_s=0.3))
+    client = await aiohttp_client(await start_server(db_timeout_s=1.0))
     with rows.locked("chats"):
         response = await client.post("/chat", json={"message": "Hi"}, headers=tenant.headers)
     assert response.status == 503
@@ -317,7 +317,7 @@ async def test_concurrent_turns_of_one_chat_keep_each_reply_behind_its_question(
 async def test_open_replies_of_a_dead_server_are_interrupted_soon_after_the_start(
     start_server: StartServer, rows: Rows, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.replies.turns.GUARD_S", 0.02)
+    monkeypatch.setattr("app.server.GUARD_S", 0.02)
     rows(
         "with c as (insert into chats (org_id, id, user_id, title, message_count)"
         " values (%s, gen_random_uuid(), %s, 'Hi', 2) returning org_id, id)"
@@ -332,31 +332,29 @@ async def test_open_replies_of_a_dead_server_are_interrupted_soon_after_the_star
     await eventually(lambda: rows.messages(tenant.org_id) == interrupted)
 
 
-async def test_closed_reply_is_not_closed_otherwise_again_but_the_same_close_may_be_repeated(
+async def test_closed_reply_is_never_closed_again(
     start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant
 ) -> None:
     server = await start_server(model=says("reply"))
     client: TestClient = await aiohttp_client(server)
     answer = await (await client.post("/chat", json={"message": "Hi"}, headers=tenant.headers)).json()
     store: Store = server.app[STORE]  # type: ignore[index]
-    server_id = server.app[TURNS].server_id  # type: ignore[index]
-    [(reply_id, org_id)] = rows("select id, org_id from messages where id = %s", answer["message_id"])
-
-    async def close(content: str, status: Any, server_id: int = server_id) -> Any:
-        return await store.turn_close(
-            org_id=org_id,
-            reply_id=reply_id,
-            server_id=server_id,
-            content=content,
-            status=status,
-            resume_window_s=None,
-        )
-
-    assert await close("reply", "complete")
-    assert not await close("reply", "failed")
-    assert not await close("other", "complete")
-    assert not await close("reply", "complete", server_id=1)
-    assert rows.messages(tenant.org_id)[1] == ("assistant", "reply", "complete")
+    ids = {"org_id": tenant.org_id, "reply_id": answer["message_id"]}
+    server_id = server.app[BELLS].server_id  # type: ignore[index]
+    before = rows("select * from messages where org_id = %s", tenant.org_id)
+    for content, status in (("reply", "complete"), ("reply", "failed"), ("other", "complete"), (None, "stopped")):
+        assert await store.turn_close(**ids, server_id=server_id, content=content, status=status) is None
+    row = await store.turn_checkpoint(
+        server_id=server_id,
+        org_ids=[tenant.org_id],
+        reply_ids=[answer["message_id"]],
+        contents=["other"],
+        channels=[],
+        payloads=[],
+    )
+    assert row.saved == []
+    assert await store.turn_undo(**ids, server_id=server_id) is None
+    assert rows("select * from messages where org_id = %s", tenant.org_id) == before
 
 
 async def test_ids_are_text_in_and_out(
@@ -371,7 +369,12 @@ async def test_ids_are_text_in_and_out(
     assert row is not None
     assert row.chat_id == answer["chat_id"]
     messages = await store.message_list(
-        org_id=tenant.org_id, user_id=tenant.user_id, chat_id=row.chat_id, before=reply_id, page_size=2
+        org_id=tenant.org_id,
+        user_id=tenant.user_id,
+        chat_id=row.chat_id,
+        before=reply_id,
+        page_size=2,
+        page_bytes=1,
     )
     question = rows("select id::text from messages where org_id = %s and role = 'user'", tenant.org_id)
     assert [(message.chat_id, message.message_id) for message in messages] == [(row.chat_id, *question[0])]
@@ -487,7 +490,7 @@ async def test_turn_whose_answer_was_lost_leaves_its_chat_as_it_was(
 
 
 @pytest.mark.parametrize("path", ["/chat", "/chat/stream"])
-async def test_question_asked_again_before_its_turn_is_taken_back_is_503_and_then_answered(
+async def test_question_asked_again_before_its_turn_is_taken_back_is_told_so_and_then_answered(
     start_server: StartServer,
     aiohttp_client: Any,
     rows: Rows,
@@ -522,8 +525,13 @@ async def test_question_asked_again_before_its_turn_is_taken_back_is_503_and_the
     await finds.wait()
     may_undo.set()
     answer = await again
-    assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
-    assert (await answer.json())["message"] == "The question was not stored; ask again."
+    if path == "/chat":
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+        assert (await answer.json())["message"] == "The question was not stored; ask again."
+    else:
+        # Its headers were out by then.
+        last = {"error": "Not stored", "message": "The question was not stored; ask again."}
+        assert events(await answer.read()) == [last]
     answer = await elsewhere.post(path, json={"message": "Hi"}, headers=headers)
     assert answer.status == 200
     await answer.read()
@@ -547,7 +555,7 @@ async def test_start_of_a_second_server_leaves_the_streams_of_the_first_alone(
     await stream.content.readuntil(b"\n\n")
     second = await start_server()
     for _ in range(GIVE_UP_AFTER + 1):
-        await second.app[TURNS].guard()  # type: ignore[index]
+        await second.app[GUARD].look()  # type: ignore[index]
     assert rows.messages(tenant.org_id)[1][2] == "streaming"
     model.go()
     assert events(b"\n\n" + await stream.read())[-1]["fullText"] == "word word "
@@ -557,32 +565,32 @@ async def test_start_of_a_second_server_leaves_the_streams_of_the_first_alone(
 async def test_server_that_loses_its_lock_for_a_moment_keeps_its_replies(
     start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.replies.turns.GUARD_S", 3600)
+    monkeypatch.setattr("app.server.GUARD_S", 3600)
     model = Gated()
     first = await start_server(model=model)
     client = await aiohttp_client(first)
     stream = await client.post("/chat/stream", json={"message": "Hi"}, headers=tenant.headers)
     model.go()
     await stream.content.readuntil(b"\n\n")
-    second = (await start_server()).app[TURNS]  # type: ignore[index]
-    first_turns = first.app[TURNS]  # type: ignore[index]
+    second = (await start_server()).app[GUARD]  # type: ignore[index]
+    first_id = first.app[BELLS].server_id  # type: ignore[index]
     held = "select pid from pg_locks where locktype = 'advisory' and (classid::bigint << 32 | objid::bigint) = %s"
     for lost in (True, True, False, True, True, True):
         if lost:
-            rows("select pg_terminate_backend(pid) from (" + held + ") as held", first_turns.server_id)
-            await eventually(lambda: rows(held, first_turns.server_id) == [])
+            rows("select pg_terminate_backend(pid) from (" + held + ") as held", first_id)
+            await eventually(lambda: rows(held, first_id) == [])
         else:
-            await first_turns.guard()
-        await second.guard()
+            await first.app[GUARD].beat()  # type: ignore[index]
+        await second.look()
         assert rows.messages(tenant.org_id)[1][2] == "streaming"
-    await second.guard()
+    await second.look()
     assert rows.messages(tenant.org_id)[1][2] == "interrupted"
 
 
-async def test_reply_taken_for_a_dead_servers_is_closed_by_its_living_one_all_the_same(
+async def test_reply_that_others_have_closed_stays_as_they_closed_it(
     start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant
 ) -> None:
-    model = Gated()
+    model = Gated(pieces=["one ", "two"])
     client = await aiohttp_client(await start_server(model=model))
     stream = await client.post("/chat/stream", json={"message": "Hi"}, headers=tenant.headers)
     model.go()
@@ -592,21 +600,26 @@ async def test_reply_taken_for_a_dead_servers_is_closed_by_its_living_one_all_th
         " where status = 'streaming' and org_id = %s",
         tenant.org_id,
     )
-    stream.close()
-    await eventually(lambda: rows.messages(tenant.org_id)[1] == ("assistant", "word ", "disconnected"))
+    model.go()
+    last = events(b"\n\n" + await stream.read())[-1]
+    assert last["message"] == "The server is stopping; what it said so far is saved."
+    assert rows.messages(tenant.org_id)[1] == ("assistant", "", "interrupted")
+    url = f"/chat/stream/{stream.headers['x-message-id']}"
+    stopped = await client.delete(url, headers=tenant.headers)
+    assert (await stopped.json())["status"] == "interrupted"
 
 
 async def test_lock_that_shows_a_server_lives_is_taken_again_after_its_connection_was_lost(
     start_server: StartServer, rows: Rows
 ) -> None:
     server = await start_server()
-    turns = server.app[TURNS]  # type: ignore[index]
+    server_id = server.app[BELLS].server_id  # type: ignore[index]
     held = "select pid from pg_locks where locktype = 'advisory' and (classid::bigint << 32 | objid::bigint) = %s"
-    [(pid,)] = rows(held, turns.server_id)
+    [(pid,)] = rows(held, server_id)
     rows("select pg_terminate_backend(%s)", pid)
-    await eventually(lambda: rows(held, turns.server_id) == [])
-    await turns.guard()
-    assert len(rows(held, turns.server_id)) == 1
+    await eventually(lambda: rows(held, server_id) == [])
+    await server.app[GUARD].beat()  # type: ignore[index]
+    assert len(rows(held, server_id)) == 1
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="only Linux has all these options")
@@ -708,20 +721,23 @@ async def test_schema_changed_under_several_connections_costs_no_request(
         rows("alter table chats alter title type text")
 
 
-async def test_save_that_the_database_refuses_is_given_up_and_the_client_told(
+async def test_reply_that_the_database_refuses_has_failed_and_its_chat_is_free(
     start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = await aiohttp_client(await start_server(model=says("Quince")))
     rows("alter table messages add constraint sober check (content <> 'Quince') not valid")
     try:
         stream = await client.post("/chat/stream", json={"message": "Hi"}, headers=tenant.headers)
-        assert events(await stream.read())[-1]["message"] == "The reply is complete, but it could not be saved."
+        assert events(await stream.read())[-1]["error"] == "Stream failed"
         plain = await client.post("/chat", json={"message": "Hi"}, headers=tenant.headers)
-        assert plain.status == 503
+        assert plain.status == 502
     finally:
         rows("alter table messages drop constraint sober")
+    assert [status for _, _, status in rows.messages(tenant.org_id)] == ["complete", "failed"] * 2
     assert len(logged(caplog, "Reply not saved")) == 2
     assert "Quince" not in caplog.text
+    question = {"message": "And?", "chat_id": stream.headers["x-chat-id"]}
+    assert (await client.post("/chat", json=question, headers=tenant.headers)).status == 200
 
 
 def test_embedded_database_that_pg_ctl_waits_for_too_long_is_found_running(

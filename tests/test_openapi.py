@@ -11,7 +11,7 @@ import pytest
 from aiohttp import ClientSession
 from aiohttp.test_utils import TestClient, TestServer
 from serving import StartServer
-from support import Rows, Tenant, events, says
+from support import Gated, Rows, Tenant, events, says
 
 DOCUMENT: dict[str, Any] = json.loads((Path(__file__).parent.parent / "web/openapi.json").read_text())
 METHODS = {"get", "post", "delete"}
@@ -103,3 +103,23 @@ async def test_error_event_is_the_failure_that_is_documented(start_server: Start
         last = events(await response.read())[-1]
     failed = DOCUMENT["components"]["schemas"]["Failed"]
     assert last.keys() == set(failed["required"]) == failed["properties"].keys()
+
+
+async def test_stream_beyond_a_users_limit_is_429_as_is_documented(
+    start_server: StartServer, aiohttp_client: Any, tenant: Tenant
+) -> None:
+    client = await aiohttp_client(await start_server(model=Gated(), user_reader_limit=1))
+    question, ids = {"message": "Hi"}, tenant.headers
+    async with client.post("/chat/stream", json=question, headers=ids) as reading:
+        url = f"/chat/stream/{reading.headers['x-message-id']}"
+        for path, method, request in (
+            ("/chat", "post", client.post("/chat", json=question, headers=ids)),
+            ("/chat/stream", "post", client.post("/chat/stream", json=question, headers=ids)),
+            ("/chat/stream", "get", client.get("/chat/stream", params=question | tenant.query)),
+            ("/chat/stream/{message_id}", "get", client.get(url, headers=ids)),
+        ):
+            async with request as response:
+                assert response.status == 429
+                assert (await response.json())["error"] == "Too many streams"
+                assert "Retry-After" in response.headers
+            assert "429" in DOCUMENT["paths"][path][method]["responses"]

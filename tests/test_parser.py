@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from playwright.sync_api import sync_playwright
 
-from app.replies.sse import PING, encode_event, encode_numbered_tokens, encode_tokens
-from app.storage.store import storable
+from app.replies.events import encode_numbered_tokens, encode_tokens
+from app.replies.reply import storable
+from app.replies.sse import PING, encode_event
 
 pytestmark = pytest.mark.browser
 

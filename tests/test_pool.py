@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,9 +21,15 @@ class Connection:
 
     def __init__(self) -> None:
         self.closed = False
+        self._closings = 0
 
     def close(self) -> None:
-        assert not self.closed
+        self._closings += 1
+        assert self._closings == 1
+        self.closed = True
+
+    def lose(self) -> None:
+        """Be closed by the database."""
         self.closed = True
 
 
@@ -35,7 +42,7 @@ class Rig:
         self._forgetful = forgetful
         # What each attempt to connect waits for.
         self.attempts: list[asyncio.Future[None]] = []
-        self.made: list[Connection] = []
+        self.made: list[Session] = []
         self.now_s = 0.0
         self._loop = asyncio.get_running_loop()
         self._loop.time = lambda: self.now_s  # type: ignore[method-assign]
@@ -50,13 +57,12 @@ class Rig:
                 raise
         finally:
             self.attempts.remove(attempt)
-        connection: Any = Connection()
-        self.made.append(connection)
-        return Session(connection, None)
+        self.made.append(Session(Connection(), None))  # type: ignore[arg-type]
+        return self.made[-1]
 
     @property
     def open(self) -> int:
-        return sum(not connection.closed for connection in self.made)
+        return sum(not session.connection.closed for session in self.made)
 
     def answer(self, error: Exception | None = None) -> None:
         """Let the oldest attempt to connect succeed, or fail."""
@@ -89,8 +95,8 @@ class Rig:
 
 
 async def settle() -> None:
-    """Let all happen that needs no more than turns of the event loop."""
-    for _ in range(20):
+    """Let all happen that needs no more than turns of the event loop: a few for each of those who wait."""
+    for _ in range(50):
         await asyncio.sleep(0)
 
 
@@ -179,7 +185,7 @@ async def test_attempt_that_hangs_ends_with_the_timeout_and_its_slot_goes_to_who
     assert (outcome(hanging), outcome(waiting)) == (TimeoutError, None)
     rig.answer()
     await settle()
-    assert outcome(waiting) == Session(rig.made[0], None)  # type: ignore[arg-type]
+    assert outcome(waiting) == rig.made[0]
 
 
 async def test_attempt_that_comes_after_a_wait_has_what_is_left_of_its_time() -> None:
@@ -204,7 +210,7 @@ async def test_attempt_that_fails_gives_its_slot_to_who_waits() -> None:
         assert outcome(task) is OSError
     rig.answer()
     await settle()
-    assert outcome(takers[2]) == Session(rig.made[0], None)  # type: ignore[arg-type]
+    assert outcome(takers[2]) == rig.made[0]
 
 
 async def test_attempt_that_is_cancelled_gives_its_slot_to_who_waits() -> None:
@@ -215,7 +221,7 @@ async def test_attempt_that_is_cancelled_gives_its_slot_to_who_waits() -> None:
     assert outcome(attempting) is asyncio.CancelledError
     rig.answer()
     await settle()
-    assert outcome(waiting) == Session(rig.made[0], None)  # type: ignore[arg-type]
+    assert outcome(waiting) == rig.made[0]
 
 
 async def test_attempt_that_is_cancelled_by_nobody_gives_its_slot_to_who_waits() -> None:
@@ -226,7 +232,7 @@ async def test_attempt_that_is_cancelled_by_nobody_gives_its_slot_to_who_waits()
     assert outcome(attempting) is asyncio.CancelledError
     rig.answer()
     await settle()
-    assert outcome(waiting) == Session(rig.made[0], None)  # type: ignore[arg-type]
+    assert outcome(waiting) == rig.made[0]
 
 
 @pytest.mark.parametrize("order", ["given back, cancelled", "cancelled, given back"])
@@ -274,7 +280,7 @@ async def test_who_is_cancelled_as_its_connection_is_made_passes_on_its_slot() -
     assert (outcome(cancelled), rig.made, len(rig.attempts)) == (asyncio.CancelledError, [], 1)
     rig.answer()
     await settle()
-    assert outcome(waiting) == Session(rig.made[0], None)  # type: ignore[arg-type]
+    assert outcome(waiting) == rig.made[0]
 
 
 async def test_who_has_a_connection_although_cancelled_may_give_it_back() -> None:
@@ -301,7 +307,7 @@ async def test_free_connections_that_died_are_dropped() -> None:
     for session in sessions:
         rig.pool.give_back(session)
     for session in sessions[1:]:
-        session.connection.close()
+        session.connection.lose()
     assert await rig.take() == sessions[0]
     assert len(rig.made) == 3
     others = [await rig.take() for _ in range(2)]
@@ -309,16 +315,17 @@ async def test_free_connections_that_died_are_dropped() -> None:
     assert len(rig.made) == 5
 
 
-async def test_connection_that_is_given_back_closed_is_dropped_and_another_made_for_who_waits() -> None:
+@pytest.mark.parametrize("how", ["close", "lose"])
+async def test_connection_that_is_given_back_closed_is_dropped_and_another_made_for_who_waits(how: str) -> None:
     rig = Rig()
     session = await rig.take()
     waiting = await rig.taker()
-    session.connection.close()
+    getattr(session.connection, how)()
     rig.pool.give_back(session)
     await settle()
     rig.answer()
     await settle()
-    assert outcome(waiting) == Session(rig.made[1], None)  # type: ignore[arg-type]
+    assert outcome(waiting) == rig.made[1]
 
 
 async def test_free_connection_that_dies_before_who_waits_has_it_is_replaced() -> None:
@@ -326,11 +333,11 @@ async def test_free_connection_that_dies_before_who_waits_has_it_is_replaced() -
     session = await rig.take()
     waiting = await rig.taker()
     rig.pool.give_back(session)
-    session.connection.close()
+    session.connection.lose()
     await settle()
     rig.answer()
     await settle()
-    assert outcome(waiting) == Session(rig.made[1], None)  # type: ignore[arg-type]
+    assert outcome(waiting) == rig.made[1]
 
 
 async def test_connection_given_back_twice_is_an_error() -> None:
@@ -411,99 +418,107 @@ async def test_connection_that_is_made_while_the_pool_is_closed_is_closed(made_i
     assert (len(rig.made), rig.open, rig.pool.used) == (1, 0, set())
 
 
-EVENTS = st.sampled_from(
-    [
-        *("take", "take", "give back", "give back", "turn", "turn", "settle"),
-        *("answer", "answer", "fail", "cancel", "die in use", "die free", "clear", "time"),
-    ]
-)
-
-
-@settings(max_examples=400, deadline=None)
-@given(
-    size=st.integers(1, 3),
-    forgetful=st.booleans(),
-    events=st.lists(st.tuples(EVENTS, st.integers(0, 5)), max_size=60),
-)
+@settings(max_examples=300, deadline=None)
+@given(data=st.data(), size=st.integers(1, 3), forgetful=st.booleans())
 def test_no_slot_is_lost_and_none_is_there_twice_whatever_happens(
-    size: int, forgetful: bool, events: list[tuple[str, int]]
+    data: st.DataObject, size: int, forgetful: bool
 ) -> None:
-    asyncio.run(Story(size, forgetful).run(events))
+    asyncio.run(Story(size, forgetful).run(data))
 
 
 class Story:
-    """Takers, some of whom have something."""
+    """A pool, and whatever may happen to it."""
 
     def __init__(self, size: int, forgetful: bool) -> None:
         self.size = size
         self.forgetful = forgetful
         self.takers: list[asyncio.Task[Session]] = []
         self.held: list[Session] = []
+        self.closing: asyncio.Task[None] | None = None
 
-    async def run(self, events: list[tuple[str, int]]) -> None:
-        self.rig = rig = Rig(self.size, forgetful=self.forgetful)
-        for event, number in events:
-            await self.happen(event, number)
-            self.collect()
-            assert rig.open + len(rig.attempts) <= self.size
-        await self.finish()
+    async def run(self, data: st.DataObject) -> None:
+        self.rig = Rig(self.size, forgetful=self.forgetful)
+        await self.go_on(data, data.draw(st.integers(0, 40)))
+        if data.draw(st.booleans()):
+            self.closing = asyncio.create_task(self.rig.pool.close(1.0))
+            await self.go_on(data, data.draw(st.integers(0, 10)))
+        await settle()
+        self.check()
+        # Whoever waits does so because all that there may be is in use or being made.
+        if len(self.takers) > len(self.rig.attempts):
+            assert len(self.held) + len(self.rig.attempts) == self.size
+        await self.all_is_given_back()
+        if self.closing is None:
+            await self.all_can_be_taken()
 
-    async def happen(self, event: str, number: int) -> None:
+    async def go_on(self, data: st.DataObject, steps: int) -> None:
+        for _ in range(steps):
+            for _ in range(data.draw(st.sampled_from([0, 0, 1, 2, 20]))):
+                await asyncio.sleep(0)
+            self.check()
+            events = self.events()
+            events[data.draw(st.sampled_from(list(events)))]()
+
+    def events(self) -> dict[str, Callable[[], object]]:
+        """Return what may happen next."""
         rig = self.rig
-        unanswered = [attempt for attempt in rig.attempts if not attempt.done()]
-        free = [c for c in rig.made if not c.closed and c not in [session.connection for session in rig.pool.used]]
-        if event == "take":
-            self.takers.append(asyncio.create_task(rig.pool.take()))
-        elif event == "give back" and self.held:
-            rig.pool.give_back(self.held.pop(number % len(self.held)))
-        elif event == "die in use" and self.held:
-            session = self.held.pop(number % len(self.held))
-            session.connection.close()
-            rig.pool.give_back(session)
-        elif event == "die free" and free:
-            free[number % len(free)].close()
-        elif event == "answer" and unanswered:
-            rig.answer()
-        elif event == "fail" and unanswered:
-            rig.answer(OSError())
-        elif event == "cancel" and self.takers:
-            self.takers[number % len(self.takers)].cancel()
-        elif event == "clear":
-            rig.pool.clear()
-        elif event == "time":
-            rig.now_s += number
-        elif event == "turn":
-            await asyncio.sleep(0)
-        elif event == "settle":
-            await settle()
-            self.collect()
-            # Whoever waits does so because all that there may be is in use or being made.
-            waiting = len(self.takers) - len(rig.attempts)
-            assert not waiting or len(self.held) + len(rig.attempts) == self.size
+        events: dict[str, Callable[[], object]] = {
+            "clear": rig.pool.clear,
+            "1 s": lambda: self.pass_time(1.0),
+            "timeout": lambda: self.pass_time(TIMEOUT_S),
+        }
+        if len(self.takers) < 8:
+            events["take"] = lambda: self.takers.append(asyncio.create_task(rig.pool.take()))
+        for number, attempt in enumerate(rig.attempts):
+            if not attempt.done():
+                events[f"attempt {number} succeeds"] = partial(attempt.set_result, None)
+                events[f"attempt {number} fails"] = partial(attempt.set_exception, OSError())
+        for number, task in enumerate(self.takers):
+            events[f"taker {number} is cancelled"] = task.cancel
+        for number, session in enumerate(self.held):
+            connection = session.connection
+            events[f"{number} is given back"] = partial(self.give_back, session)
+            if not connection.closed:
+                events[f"{number} is given back closed"] = partial(self.give_back, session, connection.close)
+                events[f"{number} is given back lost"] = partial(self.give_back, session, connection.lose)
+        for number, session in enumerate(rig.made):
+            if not session.connection.closed and session not in rig.pool.used:
+                events[f"free {number} is lost"] = session.connection.lose
+        return events
 
-    def collect(self) -> None:
-        """See who has got something."""
+    def pass_time(self, seconds: float) -> None:
+        self.rig.now_s += seconds
+
+    def give_back(self, session: Session, before: Callable[[], object] = lambda: None) -> None:
+        before()
+        self.held.remove(session)
+        self.rig.pool.give_back(session)
+
+    def check(self) -> None:
+        rig = self.rig
         for task in [task for task in self.takers if task.done()]:
             self.takers.remove(task)
             got = outcome(task)
             if isinstance(got, Session):
-                assert not got.connection.closed
                 assert got not in self.held
+                assert not got.connection.closed or self.closing is not None
                 self.held.append(got)
+        assert rig.open + len(rig.attempts) <= self.size
 
-    async def finish(self) -> None:
-        """All that the pool may give can be had at once."""
-        for task in self.takers:
-            task.cancel()
+    async def all_is_given_back(self) -> None:
+        self.pass_time(TIMEOUT_S)
         await settle()
-        self.collect()
+        self.check()
         assert (self.takers, self.rig.attempts) == ([], [])
+        if self.closing is not None:
+            assert (self.closing.done(), self.rig.open) == (True, 0)
         for session in self.held:
             self.rig.pool.give_back(session)
         assert self.rig.pool.used == set()
+
+    async def all_can_be_taken(self) -> None:
         taken = {await self.rig.take() for _ in range(self.size)}
-        assert taken == self.rig.pool.used
-        assert len(taken) == self.size
+        assert (len(taken), taken) == (self.size, self.rig.pool.used)
         one_more = await self.rig.taker()
         assert outcome(one_more) is None
         one_more.cancel()

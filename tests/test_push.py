@@ -80,7 +80,7 @@ async def test_push_goes_on_where_a_pull_has_stopped() -> None:
 @virtually
 async def test_length_is_known_beforehand() -> None:
     reply = every_125_ms()
-    assert (reply.total_tokens, reply.text_length) == (len(HI), len("".join(HI)))
+    assert (reply.total_pieces, reply.text_length) == (len(HI), len("".join(HI)))
 
 
 def test_seed_gives_the_same_text_at_the_same_times() -> None:

@@ -1,4 +1,4 @@
-"""The README's own text, run."""
+"""The documents' own text, run: what they show, say and link to."""
 
 from __future__ import annotations
 
@@ -7,64 +7,165 @@ import json
 import os
 import re
 import shlex
-import textwrap
+import sys
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from playwright.async_api import async_playwright
+from playwright.async_api import Page, async_playwright
+from psycopg2.extensions import parse_dsn
 from serving import StartServer
-from support import Rows, Tenant, events, says
+from support import Gated, Rows, Tenant, events, eventually, says
 
-README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+from app.replies.reply import AWAY
+from app.replies.turns import TURNS
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = {
+    name: (ROOT / name).read_text("utf-8")
+    for name in ("README.md", "app/README.md", "sql/README.md", "web/README.md", "tests/README.md")
+}
+SOURCE = "\n".join(path.read_text("utf-8") for path in sorted((ROOT / "app").rglob("*.py")))
 
 
 def snippet(language: str, part: str) -> str:
-    """Return the fenced block of this language that holds `part`."""
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    """Return the fenced block of this language that holds `part`, in whichever document it is."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", "\n".join(DOCUMENTS.values()), re.DOTALL | re.MULTILINE)
     [found] = [text for tag, text in blocks if tag == language and part in text]
     return str(found)
+
+
+def table(document: str, heading: str) -> list[list[str]]:
+    """Return the cells of the rows of the table below a heading."""
+    part = re.split(rf"^#+ {heading}$", DOCUMENTS[document], flags=re.MULTILINE)[1]
+    part = re.split(r"^#", part, maxsplit=1, flags=re.MULTILINE)[0]
+    rows = [line[2:-2].split(" | ") for line in part.splitlines() if line.startswith("| ")]
+    return rows[1:]
 
 
 def base(server: TestServer) -> str:
     return f"http://{server.host}:{server.port}"
 
 
+def cut_connections(server: TestServer) -> None:
+    """Let the network break for all clients of a server."""
+    assert server.runner is not None
+    assert server.runner.server is not None
+    for connection in server.runner.server.connections:
+        if connection.transport is not None:
+            connection.transport.abort()
+
+
+def send_away(server: TestServer) -> None:
+    """Tell all readers of the server's replies to come back, as where the database does not answer."""
+    assert server.app is not None
+    for turn in server.app[TURNS]._turns.values():
+        turn.reply.cut(AWAY)
+
+
+@pytest.fixture
+def json_headers(tenant: Tenant) -> dict[str, str]:
+    return tenant.headers | {"content-type": "application/json"}
+
+
+# ---- curl, and other commands
+
+
+async def shell(command: str, **environ: str) -> bytes:
+    process = await asyncio.create_subprocess_exec(
+        *("bash", "-c", command),
+        env=os.environ | environ,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    return (await process.communicate())[0]
+
+
 async def test_curl_line_gives_the_bytes_shown(start_server: StartServer, rows: Rows) -> None:
     server = await start_server(model=says("Hello", " world"), seed_demo=True)
-    command = snippet("sh", "curl -N http").replace("http://127.0.0.1:3000", base(server))
-    process = await asyncio.create_subprocess_exec(
-        *shlex.split(command), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
-    )
-    out, _ = await process.communicate()
-    shown = snippet("", '"fullText"')
-    pattern = re.escape(shown.strip()).replace("…", "[0-9a-f-]+")
+    out = await shell(snippet("sh", "curl -N http").replace("http://127.0.0.1:3000", base(server)))
+    pattern = re.escape(snippet("", '"fullText"').strip()).replace("…", "[0-9a-f-]+")
     assert re.fullmatch(pattern, out.decode().strip())
     rows.forget_demo()
 
 
 async def test_curl_line_that_resumes_gives_the_rest(start_server: StartServer, rows: Rows) -> None:
     server = await start_server(model=says("Hello", " world"), seed_demo=True)
-    ask = ["bash", "-c", snippet("sh", "curl -N http").replace("http://127.0.0.1:3000", base(server))]
-    resume = ["bash", "-c", snippet("sh", "$ID").replace("http://127.0.0.1:3000", base(server))]
-
-    async def run(command: list[str], **environ: str) -> list[dict[str, Any]]:
-        process = await asyncio.create_subprocess_exec(
-            *command, env=os.environ | environ, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
-        )
-        return events((await process.communicate())[0])
-
-    done = (await run(ask))[-1]
-    rest = await run(resume, ID=done["message_id"], N="8")
+    ask, resume = (
+        snippet("sh", part).replace("http://127.0.0.1:3000", base(server)) for part in ("curl -N http", "$ID")
+    )
+    done = events(await shell(ask))[-1]
+    rest = events(await shell(resume, ID=done["message_id"], N="8"))
     assert [event["token"] for event in rest] == ["rld", ""]
     assert rest[-1] == done
+    rows.forget_demo()
+
+
+async def test_token_made_by_the_command_is_believed(
+    start_server: StartServer, aiohttp_client: Any, tenant: Tenant
+) -> None:
+    secret = "a secret of no less than 32 characters"
+    command = snippet("sh", "jwt.encode").replace(".venv/bin/python", shlex.quote(sys.executable))
+    ids = {"ORG_ID": tenant.org_id, "USER_ID": tenant.user_id, "JWT_SECRET": secret}
+    token = (await shell(command, **ids)).decode().strip()
+    client = await aiohttp_client(await start_server(jwt_secret=secret))
+    response = await client.get("/chats", headers={"Authorization": f"Bearer {token}"})
+    assert response.status == 200
+
+
+async def test_embedded_database_is_looked_into(postgres_url: str, rows: Rows, server: TestServer) -> None:
+    command = snippet("sh", "psycopg2.connect").replace(".venv/bin/python", shlex.quote(sys.executable))
+    out = await shell(command.replace("'.data'", repr(parse_dsn(postgres_url)["host"])))
+    assert out.startswith(b"[")
+    assert rows("select count(*) from messages") == [(out.count(b"('user', ") + out.count(b"('assistant', "),)]
+
+
+# ---- Events
 
 
 def test_error_event_shown_is_the_one_sent() -> None:
     assert "The model failed; what it said so far is saved." in snippet("", '"error"')
+
+
+def test_last_events_are_those_of_the_code() -> None:
+    events_code = (ROOT / "app/replies/events.py").read_text() + (ROOT / "app/replies/reply.py").read_text()
+    said = set(re.findall(r'(?:"error": |Cut\(|error = |else )"([A-Z][a-z ]+)"', events_code))
+    listed = {error.strip("`") for error, *_ in table("web/README.md", "The last event")}
+    document = json.loads((ROOT / "web/openapi.json").read_text())
+    choices = document["components"]["schemas"]["Failed"]["properties"]["error"]["oneOf"]
+    assert said == listed == {choice["const"] for choice in choices}
+    assert len(said) == 5
+
+
+def test_errors_are_those_of_the_code() -> None:
+    said = set(re.findall(r'ApiError\(\s*(\d+),\s*"([^"]+)"', SOURCE))
+    # A client that is gone does not get it; that of DatabaseAway is in another form.
+    said = said - {("499", "Client closed request")} | {("503", "Database unavailable")}
+    listed = {
+        (re.findall(r"\d+", statuses)[i if "," in statuses else 0], error)
+        for statuses, errors, _ in table("app/README.md", "Errors")
+        for i, error in enumerate(re.findall(r"`([^`]+)`", errors))
+    }
+    assert said == listed
+
+
+def test_log_lines_shown_have_fields_of_the_code() -> None:
+    lines = [json.loads(line) for line in snippet("json", '"timestamp"').splitlines()]
+    for line in lines:
+        assert list(line)[:5] == ["timestamp", "level", "message", "requestId", "pid"]
+        for part in [*list(line)[5:], line["message"]]:
+            assert f'"{part}"' in SOURCE
+    for messages, _ in table("app/README.md", "Logs"):
+        for message in re.findall(r"`([^`]+)`", messages):
+            assert f'"{message}"' in SOURCE
+
+
+# ---- Clients
 
 
 @pytest.fixture
@@ -77,7 +178,7 @@ async def chunked(tenant: Tenant) -> AsyncIterator[TestServer]:
     )
 
     async def stream(request: web.Request) -> web.StreamResponse:
-        assert await request.json() == {"message": "Hi"}
+        assert await request.json() == {"message": "Hello"}
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         for byte in wire:
@@ -85,11 +186,11 @@ async def chunked(tenant: Tenant) -> AsyncIterator[TestServer]:
             await asyncio.sleep(0)
         return response
 
-    async def page(request: web.Request) -> web.Response:
-        return web.Response(text="<!doctype html>", content_type="text/html")
+    async def health(request: web.Request) -> web.Response:
+        return web.json_response({})
 
     app = web.Application()
-    app.add_routes([web.post("/chat/stream", stream), web.get("/", page)])
+    app.add_routes([web.post("/chat/stream", stream), web.get("/health", health)])
     server = TestServer(app)
     await server.start_server()
     yield server
@@ -102,67 +203,232 @@ def python_chat() -> Any:
     return names["chat"]
 
 
-async def test_python_client_survives_any_chunks(chunked: TestServer, tenant: Tenant) -> None:
-    headers = tenant.headers | {"content-type": "application/json"}
-    tokens = await asyncio.to_thread(lambda: list(python_chat()(base(chunked), headers, "Hi")))
+async def test_python_client_survives_any_chunks(chunked: TestServer, json_headers: dict[str, str]) -> None:
+    tokens = await asyncio.to_thread(lambda: list(python_chat()(base(chunked), json_headers, "Hello")))
     assert tokens == ["Añ", " ", "😀"]
 
 
-async def test_python_client_against_the_server(start_server: StartServer, tenant: Tenant) -> None:
-    headers = tenant.headers | {"content-type": "application/json"}
+async def test_python_client_against_the_server(start_server: StartServer, json_headers: dict[str, str]) -> None:
     server = await start_server(model=says("Hello", " world"))
-    assert await asyncio.to_thread(lambda: "".join(python_chat()(base(server), headers, "Hi"))) == "Hello world"
+    text = await asyncio.to_thread(lambda: "".join(python_chat()(base(server), json_headers, "Hi")))
+    assert text == "Hello world"
+    with pytest.raises(HTTPError, match="400"):
+        await asyncio.to_thread(lambda: list(python_chat()(base(server), json_headers, " ")))
     server = await start_server(model=says("Hello", RuntimeError()))
     with pytest.raises(RuntimeError, match="The model failed"):
-        await asyncio.to_thread(lambda: list(python_chat()(base(server), headers, "Hi")))
+        await asyncio.to_thread(lambda: list(python_chat()(base(server), json_headers, "Hi")))
 
 
-@pytest.mark.browser
-async def test_javascript_clients_in_a_browser(
-    chunked: TestServer, start_server: StartServer, tenant: Tenant
+@pytest.mark.parametrize("break_off", [cut_connections, send_away])
+async def test_python_client_comes_back(
+    start_server: StartServer, rows: Rows, tenant: Tenant, json_headers: dict[str, str], break_off: Any
 ) -> None:
-    fetch_client = snippet("js", "async function chat(")
-    event_source = snippet("js", "new EventSource(")
-    headers = tenant.headers | {"content-type": "application/json"}
-    run = fetch_client + textwrap.dedent("""
-        async ([url, headers]) => {
-          const tokens = [];
-          try {
-            const done = await chat(url, headers, 'Hi', (token) => tokens.push(token));
-            return [tokens.join(''), done.fullText];
-          } catch (error) {
-            return [tokens.join(''), error.message];
-          }
-        }
-    """)
-    run = f"(args) => {{ {fetch_client}\nconst run = {run[len(fetch_client) :]}; return run(args); }}"
-    listen = (
-        "([url, orgId, userId]) => new Promise((resolve) => {"
-        " const message = 'Hi'; let text = ''; const show = (token) => { text += token; };"
-        f" {event_source}"
-        " const inner = source.onmessage;"
-        " source.onmessage = (m) => { inner(m); if (source.readyState === EventSource.CLOSED) resolve(text); };"
-        "})"
+    model = Gated(pieces=["one ", "🙂🙂 ", "three"])
+    server = await start_server(model=model)
+    tokens: list[str] = []
+    reading = asyncio.create_task(
+        asyncio.to_thread(lambda: tokens.extend(python_chat()(base(server), json_headers, "Hi")))
     )
-    server = await start_server(model=says("Hello", " world"))
-    failing = await start_server(model=says("Hello", RuntimeError()))
+    model.go(2)
+    await eventually(lambda: "".join(tokens) == "one 🙂🙂 ")
+    break_off(server)
+    model.go(2)
+    await reading
+    assert "".join(tokens) == "one 🙂🙂 three"
+    assert rows.messages(tenant.org_id)[1:] == [("assistant", "one 🙂🙂 three", "complete")]
+
+
+@pytest.fixture
+async def page() -> AsyncIterator[Page]:
+    """A page of a real browser."""
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(
             executable_path=os.environ["CHROMIUM"], args=["--no-sandbox", "--disable-gpu", "--disable-quic"]
         )
-        page = await browser.new_page()
-        await page.goto(base(chunked))
-        assert await page.evaluate(run, [base(chunked), headers]) == ["Añ 😀", "Añ 😀"]
-        for target, expected in (
-            (server, ["Hello world", "Hello world"]),
-            (failing, ["Hello", "The model failed; what it said so far is saved."]),
-        ):
-            await page.goto(base(target) + "/health")
-            assert await page.evaluate(run, [base(target), headers]) == expected
-        await page.goto(base(server) + "/health")
-        ids = [base(server), tenant.org_id, tenant.user_id]
-        assert await page.evaluate(listen, ids) == "Hello world"
+        yield await browser.new_page()
         await browser.close()
+
+
+class Tab:
+    """The README's client, run in a page of a server."""
+
+    def __init__(self, page: Page, server: TestServer, headers: dict[str, str]) -> None:
+        self._page = page
+        self._server = server
+        self._headers = headers
+
+    async def ask(self) -> asyncio.Task[Any]:
+        """Run the snippet; the task's result is all that was shown, and the last event."""
+        await self._page.goto(base(self._server) + "/health")
+        code = (
+            "async (headers) => { window.shown = '';"
+            " window.stopButton = {}; const output = { append: (text) => { window.shown += text; } };"
+            f" {snippet('js', 'function ask(')} return [window.shown, reply.last]; }}"
+        )
+        return asyncio.create_task(self._page.evaluate(code, self._headers))
+
+    async def shows(self, text: str) -> None:
+        await self._page.wait_for_function("(text) => window.shown === text", arg=text)
+
+    async def stop(self) -> None:
+        await self._page.evaluate("window.stopButton.onclick()")
+
+
+@pytest.mark.browser
+async def test_javascript_client_reads_to_the_last_event(
+    chunked: TestServer, start_server: StartServer, page: Page, json_headers: dict[str, str]
+) -> None:
+    text, last = await (await Tab(page, chunked, json_headers).ask())
+    assert (text, last["fullText"]) == ("Añ 😀", "Añ 😀")
+
+    whole = await start_server(model=says("Hello", " world"))
+    text, last = await (await Tab(page, whole, json_headers).ask())
+    assert (text, last["fullText"], last["chars"]) == ("Hello world", "Hello world", 11)
+
+    failing = await start_server(model=says("Hello", RuntimeError()))
+    text, last = await (await Tab(page, failing, json_headers).ask())
+    assert text == "Hello (The model failed; what it said so far is saved.)"
+    assert last["error"] == "Stream failed"
+
+    stranger = json_headers | {"x-user-id": str(uuid.uuid4())}
+    text, last = await (await Tab(page, whole, stranger).ask())
+    assert (text, last["error"]) == (" (The user is not in this org.)", "Forbidden")
+
+
+@pytest.mark.browser
+async def test_javascript_client_comes_back_after_a_cut(
+    start_server: StartServer, page: Page, rows: Rows, tenant: Tenant, json_headers: dict[str, str]
+) -> None:
+    model = Gated(pieces=["one ", "🙂🙂 ", "three ", "four ", "five"])
+    server = await start_server(model=model)
+    tab = Tab(page, server, json_headers)
+    reading = await tab.ask()
+    model.go(2)
+    await tab.shows("one 🙂🙂 ")
+    cut_connections(server)
+    model.go()
+    await tab.shows("one 🙂🙂 three ")
+    send_away(server)
+    model.go()
+    await tab.shows("one 🙂🙂 three four ")
+    model.go(2)
+    text, last = await reading
+    assert text == last["fullText"] == "one 🙂🙂 three four five"
+    assert rows.messages(tenant.org_id) == [
+        ("user", "Hello", "complete"),
+        ("assistant", "one 🙂🙂 three four five", "complete"),
+    ]
+
+
+@pytest.mark.browser
+async def test_javascript_client_gives_up_a_silent_connection_and_comes_back(
+    start_server: StartServer, page: Page, json_headers: dict[str, str]
+) -> None:
+    model = Gated(pieces=["one ", "two"])
+    tab = Tab(page, await start_server(model=model), json_headers)
+    await page.clock.install()
+    reading = await tab.ask()
+    model.go()
+    await tab.shows("one ")
+    async with page.expect_request(re.compile(r"/chat/stream/.*offset=4$")):
+        await page.clock.run_for(40_000)
+        await page.clock.run_for(1_000)
+    model.go(2)
+    assert (await reading)[0] == "one two"
+
+
+@pytest.mark.browser
+async def test_javascript_client_whose_reply_ended_meanwhile_says_so(
+    start_server: StartServer, page: Page, json_headers: dict[str, str]
+) -> None:
+    model = Gated()
+    server = await start_server(model=model, resume_window_s=0)
+    tab = Tab(page, server, json_headers)
+    reading = await tab.ask()
+    model.go()
+    await tab.shows("word ")
+    cut_connections(server)
+    text, last = await reading
+    assert text == "word  (The reply ended before it was whole.)"
+    assert last["error"] == "Ended"
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("away", [False, True], ids=["connected", "while away"])
+async def test_javascript_client_stops_its_reply(
+    start_server: StartServer, page: Page, rows: Rows, tenant: Tenant, json_headers: dict[str, str], away: bool
+) -> None:
+    model = Gated()
+    server = await start_server(model=model)
+    tab = Tab(page, server, json_headers)
+    reading = await tab.ask()
+    model.go(2)
+    await tab.shows("word word ")
+    if away:
+        cut_connections(server)
+    await tab.stop()
+    text, last = await reading
+    assert text.startswith("word word  (")
+    assert last["error"] in (("Stopped", "Ended") if away else ("Stopped",))
+    await model.closed.wait()
+    assert rows.messages(tenant.org_id)[1] == ("assistant", "word word ", "stopped")
+
+
+@pytest.mark.browser
+async def test_javascript_client_stops_a_question_that_is_not_answered_yet(
+    start_server: StartServer, page: Page, rows: Rows, tenant: Tenant, json_headers: dict[str, str]
+) -> None:
+    server = await start_server(model=Gated())
+    tab = Tab(page, server, json_headers)
+    with rows.locked("messages"):
+        reading = await tab.ask()
+        await eventually(rows.waiting)
+        stopping = asyncio.create_task(tab.stop())
+        await asyncio.sleep(0.1)
+    await stopping
+    assert (await reading)[1]["error"] == "Stopped"
+    assert rows.messages(tenant.org_id)[1] == ("assistant", "", "stopped")
+
+
+def event_source(part: str) -> str:
+    """Return the code that listens with a snippet's EventSource until it is closed, and gives the text."""
+    listen = snippet("js", "source.onmessage")
+    make = snippet("js", part)
+    if make != listen:
+        make += listen[listen.index("source.onmessage") :]
+    return (
+        "async ([url, orgId, userId, headers]) => { window.shown = ''; const message = 'Hi';"
+        f" const show = (token) => {{ window.shown += token; }}; {make}"
+        " while (source.readyState !== 2) await new Promise((resolve) => setTimeout(resolve, 10));"
+        " return window.shown; }"
+    )
+
+
+@pytest.mark.browser
+async def test_event_source_comes_back_where_it_is_cut_short(
+    start_server: StartServer, page: Page, tenant: Tenant
+) -> None:
+    model = Gated(pieces=["one ", "two ", "three"])
+    server = await start_server(model=model)
+    await page.goto(base(server) + "/health")
+    ids = [base(server), tenant.org_id, tenant.user_id, {}]
+    reading = asyncio.create_task(page.evaluate(event_source("URLSearchParams"), ids))
+    model.go(2)
+    await page.wait_for_function("window.shown === 'one two '")
+    send_away(server)
+    model.go(2)
+    assert await reading == "one two three"
+
+
+@pytest.mark.browser
+async def test_event_source_with_a_ticket(start_server: StartServer, page: Page, json_headers: Any) -> None:
+    server = await start_server(model=says("Hello", " world"))
+    await page.goto(base(server) + "/health")
+    given = [base(server), "", "", json_headers]
+    assert await page.evaluate(event_source("stream/ticket"), given) == "Hello world"
+
+
+# ---- The seam
 
 
 async def test_real_model_speaks_through_the_seam(
@@ -218,6 +484,60 @@ async def test_real_model_speaks_through_the_seam(
     await stub.close()
 
 
-@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#]+)\)", README))))
-def test_link_leads_somewhere(link: str) -> None:
-    assert (Path(__file__).parent.parent / link).exists()
+# ---- SQL
+
+
+async def test_user_inserted_by_the_sql_shown_may_ask(client: Any, rows: Rows) -> None:
+    insert = snippet("sql", "insert into orgs")
+    org_id, user_id = re.findall(r"'([0-9a-f-]{36})'", insert)[1:]
+    rows(insert)
+    response = await client.post(
+        "/chat", json={"message": "Hi"}, headers={"x-org-id": org_id, "x-user-id": user_id}
+    )
+    assert response.status == 200
+
+
+def test_statement_header_shown_is_that_of_its_file() -> None:
+    assert (ROOT / "sql/turn_close.sql").read_text().startswith(snippet("sql", "-- takes:"))
+
+
+# ---- Links, and the README's length
+
+
+def slug(heading: str) -> str:
+    """Return the anchor that a heading gets on GitHub."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def links() -> list[tuple[str, str]]:
+    code = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+    return sorted(
+        {
+            (name, link)
+            for name, text in DOCUMENTS.items()
+            for link in re.findall(r"\]\(([^)\s]+)\)", code.sub("", text))
+        }
+    )
+
+
+@pytest.mark.parametrize(("document", "link"), links())
+def test_link_leads_somewhere(document: str, link: str) -> None:
+    path, _, anchor = link.partition("#")
+    target = (ROOT / document).parent / path if path else ROOT / document
+    assert target.exists()
+    if anchor:
+        headings = re.findall(r"^#+ (.+)$", target.read_text("utf-8"), re.MULTILINE)
+        assert anchor in map(slug, headings)
+
+
+def test_readme_is_read_in_five_minutes() -> None:
+    assert len(DOCUMENTS["README.md"].splitlines()) <= 150
+
+
+def test_settings_in_the_readme_are_as_in_the_whole_table() -> None:
+    whole = {key: default for key, default, _ in table("app/README.md", "Settings")}
+    for keys, defaults, _ in table("README.md", "Settings"):
+        names = re.findall(r"`\w+`", keys)
+        shown = defaults.split(", ") if len(names) > 1 and ", " in defaults else [defaults] * len(names)
+        for name, default in zip(names, shown, strict=True):
+            assert whole[name].strip("`") == default.strip("`")

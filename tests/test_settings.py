@@ -11,7 +11,7 @@ import pytest
 from app.errors import StartError
 from app.settings import Settings
 
-README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+README = (Path(__file__).parent.parent / "app/README.md").read_text("utf-8")
 
 
 def test_nothing_set_gives_the_documented_defaults() -> None:
@@ -98,9 +98,22 @@ def test_settings_cannot_be_changed() -> None:
 
 
 def test_readme_lists_every_setting_and_no_other() -> None:
-    table = README.split("## Settings")[1].split("\n## ")[0]
-    listed = {line.split("`")[1] for line in table.splitlines() if line.startswith("| `")}
-    assert listed == {setting.name.upper() for setting in fields(Settings)}
+    assert documented().keys() == {setting.name.upper() for setting in fields(Settings)}
+
+
+def test_readme_has_the_defaults() -> None:
+    for key, default in documented().items():
+        # Where the database is, is known later.
+        value = "" if default in ("unset", "1 if embedded") else default
+        assert getattr(Settings.from_environ({key: value}), key.lower()) == getattr(Settings(), key.lower()), key
+        assert (value == "") == (getattr(Settings(), key.lower()) is None), key
+
+
+def documented() -> dict[str, str]:
+    """Return the default of each setting, as the table has it."""
+    table = README.split("\n## Settings\n")[1].split("\n## ")[0]
+    rows = [line[2:-2].split(" | ") for line in table.splitlines() if line.startswith("| `")]
+    return {key.strip("`"): default.strip("`") for key, default, _ in rows}
 
 
 @pytest.mark.parametrize("password", ["p@secret", "p/secret", "p?secret@"])

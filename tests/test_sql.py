@@ -26,15 +26,19 @@ VALUES: dict[str, Any] = {
     "server_id": 1,
     "history_limit": 40,
     "page_size": 51,
+    "page_bytes": 1_000_000,
     "key": "key",
     "asked": b"",
     "hash": b"",
-    "resume_window_s": 20.0,
     "lifetime_s": 60.0,
     "age_s": 3600.0,
     "given_up": [1],
-    "channel": "channel",
-    "payload": "{}",
+    "org_ids": [str(uuid4())],
+    "reply_ids": [str(uuid4())],
+    "contents": ["Hi"],
+    "lengths": [0],
+    "channels": ["channels"],
+    "payloads": ["{}"],
     "message": "Hi",
 }
 
@@ -82,7 +86,6 @@ def test_statement_reads_no_whole_table(cursor: Any, name: str) -> None:
         ("message_list", "messages_org_id_chat_id_position_key"),
         ("turn_open", "messages_org_id_chat_id_position_key"),
         ("turn_interrupt", "messages_running"),
-        ("turn_interrupt", "messages_resumable"),
     ],
 )
 def test_page_is_read_in_the_order_of_its_index(cursor: Any, name: str, index: str) -> None:
@@ -221,22 +224,22 @@ def test_file_without_a_method_is_fatal(files: Path) -> None:
 
 
 async def test_method_passes_its_parameters_on_by_name(store: Store) -> None:
-    params = {"channel": "one", "payload": "two"}
+    params = {"channels": "one", "payloads": "two"}
     assert await store.server_call(**params) == ("server_call", params)  # type: ignore[func-returns-value]
 
 
 @pytest.mark.parametrize(
     ("args", "params", "given"),
     [
-        ((), {"channel": 1}, "channel"),
+        ((), {"channels": 1}, "channels"),
         ((), {}, "nothing"),
-        ((), {"channel": 1, "paylod": 2}, "channel, paylod"),
-        ((), {"channel": 1, "payload": 2, "more": 3}, "channel, payload, more"),
+        ((), {"channels": 1, "paylod": 2}, "channels, paylod"),
+        ((), {"channels": 1, "payloads": 2, "more": 3}, "channels, payloads, more"),
         ((1, 2), {}, "an unnamed one, an unnamed one"),
-        ((1,), {"payload": 2}, "payload, an unnamed one"),
+        ((1,), {"payloads": 2}, "payloads, an unnamed one"),
     ],
 )
 def test_other_parameters_are_an_error_at_the_call(store: Store, args: Any, params: Any, given: str) -> None:
     with pytest.raises(TypeError) as caught:
         store.server_call(*args, **params)
-    assert str(caught.value) == f"server_call is given {given}, expected channel, payload"
+    assert str(caught.value) == f"server_call is given {given}, expected channels, payloads"

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.replies.sse import encode_event, encode_numbered_tokens, encode_tokens
+from app.replies.events import encode_numbered_tokens, encode_tokens
+from app.replies.sse import encode_event
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()))
 

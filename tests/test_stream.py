@@ -16,8 +16,8 @@ from serving import StartServer
 from support import Gated, RawClient, Rows, Tenant, events, eventually, logged, post, says
 
 from app.models import Conversation
+from app.replies.reply import storable
 from app.replies.turns import TURNS
-from app.storage.store import storable
 
 HELLO_SHA256 = hashlib.sha256(b"Hello world").hexdigest()
 HELLO = says("Hello", " world")
@@ -293,7 +293,7 @@ async def test_model_that_fails_gives_an_error_event_and_saves_the_part(
     )
     assert rows.messages(tenant.org_id)[1] == ("assistant", "word " * tokens_before, "failed")
     [record] = logged(caplog, "Stream failed")
-    assert (record.levelname, record.tokensStreamed) == ("ERROR", tokens_before)
+    assert (record.levelname, record.piecesStreamed) == ("ERROR", tokens_before)
     assert record.exc_info
     assert str(record.exc_info[1]) == "upstream said no"
 
@@ -378,7 +378,7 @@ async def test_model_that_hangs_when_it_is_closed_is_given_up(
         async def aclose(self) -> None:
             await asyncio.Event().wait()
 
-    monkeypatch.setattr("app.api.chat.MODEL_CLOSE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("app.replies.turn.MODEL_CLOSE_TIMEOUT_S", 0.05)
     client = await aiohttp_client(await start_server(model=Hanging))
     response = await client.post("/chat/stream", json={"message": "Hi"}, headers=tenant.headers)
     assert events(await response.read())[-1]["fullText"] == "word "
@@ -442,7 +442,7 @@ async def test_stream_logs_its_start_and_its_end_without_the_text(
     [end] = logged(caplog, "Stream completed")
     [request] = logged(caplog, "Request completed")
     assert start.textLength == end.totalLength == len(done["fullText"])
-    assert end.tokensStreamed == sum(not token["token"].isspace() for token in tokens)
+    assert end.piecesStreamed == sum(not token["token"].isspace() for token in tokens)
     assert (request.method, request.path, request.status) == ("POST", "/chat/stream", 200)
     assert request.outcome == "complete"
     assert request.durationMs > 0
@@ -478,7 +478,7 @@ async def test_stop_while_the_turn_is_opened_is_503_and_its_reply_interrupted(
         ]
         await eventually(lambda: rows.waiting() == 2)
         stop = asyncio.ensure_future(server.app[TURNS].drain(0.05))  # type: ignore[index]
-        await eventually(lambda: all(turn.interrupted_by for turn in server.app[TURNS]._running.values()))  # type: ignore[index]
+        await eventually(lambda: server.app[TURNS].stopping)  # type: ignore[index]
     for answer in answers:
         response = await answer
         assert response.status == 503

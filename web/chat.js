@@ -478,22 +478,13 @@ async function send(message, key = newKey()) {
 }
 
 /** Read on a reply that has not ended; `content` is what is stored of it so far. */
-async function goOn({ message_id: id, content, status }) {
+async function goOn({ message_id: id, content }) {
+    if (turn || !$(id)) return;
     const reply = new LiveReply(content);
     const mine = newTurn(reply, id);
-    let response;
-    if (status !== 'streaming') {
-        // It looks ended, and mostly is: nothing is shown before it is known not to be.
-        response = await rest(mine).catch(() => null);
-        if (response === null) return;
-    }
-    if (turn || !$(id)) {
-        mine.abort();
-        return;
-    }
     $(id).replaceWith(reply.item);
     begin(mine);
-    await readAll(mine, response);
+    await readAll(mine);
     if (turn !== mine) return;
     setTurn(null);
     $('meter').hidden = meter.tokens === 0;
@@ -529,11 +520,6 @@ async function readAll(mine, response, retry = null) {
             if (turn !== mine) return;
             if (error.title === 'Stopped' || error.name === 'AbortError') {
                 reply.end(error.title === 'Stopped' || mine.stopped ? 'stopped' : 'disconnected');
-                return;
-            }
-            if (error.title === 'Replaced') {
-                // Only servers that give a reply one reader say so.
-                lookUp(reply);
                 return;
             }
             if (reply.text.length > had) tries = unanswered = 0;
@@ -685,8 +671,7 @@ async function loadMessages(before = null) {
         }
         if (!before) {
             const last = page.messages.at(-1);
-            // `disconnected` is final, but with servers that also store a reply so while it waits for its reader.
-            if (last?.status === 'streaming' || last?.status === 'disconnected') goOn(last);
+            if (last?.status === 'streaming') goOn(last);
             settle(signal, 500);
         }
     } catch (error) {

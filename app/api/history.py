@@ -5,10 +5,12 @@ from __future__ import annotations
 from aiohttp import web
 
 from app.api.identity import CALLER, parse_uuid, refuse_caller
-from app.api.inputs import read_page
-from app.api.resume import iso
+from app.api.inputs import iso, read_page
 from app.errors import ApiError, unknown_chat
 from app.storage.store import STORE
+
+# Of the messages in a page, as UTF-8; a longer one is a page by itself.
+PAGE_BYTES = 1_000_000
 
 
 async def list_chats(request: web.Request) -> web.Response:
@@ -35,7 +37,7 @@ async def list_messages(request: web.Request) -> web.Response:
     chat_id = parse_uuid("chat_id", request.match_info["chat_id"])
     limit, before = read_page(request)
     rows = await request.app[STORE].message_list(
-        org_id=org_id, user_id=user_id, chat_id=chat_id, before=before, page_size=limit + 1
+        org_id=org_id, user_id=user_id, chat_id=chat_id, before=before, page_size=limit + 1, page_bytes=PAGE_BYTES
     )
     if not rows:
         refuse_caller()
@@ -52,7 +54,7 @@ async def list_messages(request: web.Request) -> web.Response:
             "created_at": iso(row.created_at),
         }
         for row in rows
-        if row.message_id is not None
-    ]
-    page = messages[-limit:]
-    return web.json_response({"messages": page, "next": page[0]["message_id"] if len(messages) > limit else None})
+        if row.fits
+    ][-limit:]
+    more = rows[0].message_id is not None and len(rows) > len(messages)
+    return web.json_response({"messages": messages, "next": messages[0]["message_id"] if more else None})

@@ -89,7 +89,7 @@ def not_once(name: str, values: Sequence[str]) -> str:
 
 
 def parse_uuid(name: str, value: object) -> str:
-    """Return the UUID `value` as PostgreSQL writes it: 36 characters, in lower case.
+    """Return a UUID in its usual form of 36 characters, in lower case.
 
     Raises:
         ApiError: 400, it is none.

@@ -6,20 +6,22 @@ import asyncio
 import json
 import re
 from collections.abc import Container
+from datetime import UTC, datetime
 from typing import NamedTuple, NoReturn
 
 from aiohttp import web
 
 from app.api.identity import parse_uuid
 from app.errors import ApiError
+from app.replies.reply import storable
 from app.settings import SETTINGS
-from app.storage.store import storable
 
 PAGE_SIZE_DEFAULT = 50
 PAGE_SIZE_LIMIT = 100
 
 
 SANE_KEY = re.compile(r"[!-~]{1,255}")
+LAST_EVENT_ID = re.compile(r"([0-9a-f-]{36}):([0-9]{1,9})(:end)?", re.ASCII)
 
 
 class Question(NamedTuple):
@@ -108,6 +110,26 @@ def read_page(request: web.Request) -> tuple[int, str | None]:
     return int(limit), None if before is None else parse_uuid("before", before)
 
 
+def read_offset(request: web.Request) -> int:
+    """Return `offset` of the query: the code points that a reader has."""
+    offset = request.query.get("offset", "0")
+    if not (offset.isascii() and offset.isdigit() and len(offset) < 10):
+        raise ApiError(400, "Bad offset", f"offset is {offset[:20]!r}, expected a number of code points.")
+    return int(offset)
+
+
+def read_last_event_id(value: str) -> tuple[str, int, bool]:
+    """Return the reply, the code points that its reader has, and whether that is all.
+
+    Raises:
+        ApiError: 400, it is not an id of ours.
+    """
+    match = LAST_EVENT_ID.fullmatch(value)
+    if match is None:
+        raise ApiError(400, "Bad event id", "Last-Event-ID is expected as <message_id>:<code points seen>.")
+    return parse_uuid("Last-Event-ID", match[1]), int(match[2]), match[3] is not None
+
+
 def refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
@@ -117,3 +139,8 @@ def json_type(value: object) -> str:
     if value is None:
         return "missing or null"
     return names.get(type(value), "an object")
+
+
+def iso(moment: datetime) -> str:
+    """Return `moment` in UTC with milliseconds (RFC 3339), as JavaScript's toISOString does."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -22,6 +22,10 @@ SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
 
 
+# Answered while the server stops, too.
+PROBES = ("/health", "/ready")
+
+
 @web.middleware
 async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Give the request its id, turn what is raised into JSON, and log it once it is answered."""
@@ -31,7 +35,12 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     request[REQUEST_ID] = given[0] if len(given) == 1 and SANE_ID.fullmatch(given[0]) else str(uuid.uuid4())
     request_id.set(request[REQUEST_ID])
     try:
-        response = await handler(request)
+        if is_preflight(request):
+            response: web.StreamResponse = preflight()
+        elif request.app[TURNS].stopping and request.path not in PROBES:
+            raise stopping()
+        else:
+            response = await handler(request)
     except ApiError as exc:
         response = error_response(request, exc)
     except web.HTTPException as exc:
@@ -70,11 +79,12 @@ def translate(request: web.Request, exc: web.HTTPException) -> ApiError:
     return ApiError(exc.status, exc.reason, f"{exc.reason}.")
 
 
-@web.middleware
-async def preflight(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer a browser that asks whether a page from elsewhere may send a request (Fetch, 3.2.2)."""
-    if request.method != "OPTIONS" or "Access-Control-Request-Method" not in request.headers:
-        return await handler(request)
+def is_preflight(request: web.Request) -> bool:
+    """Whether a browser asks if a page from elsewhere may send a request (Fetch, 3.2.2)."""
+    return request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers
+
+
+def preflight() -> web.Response:
     return web.Response(
         status=204,
         headers={
@@ -85,14 +95,6 @@ async def preflight(request: web.Request, handler: Handler) -> web.StreamRespons
             "Access-Control-Max-Age": "600",
         },
     )
-
-
-@web.middleware
-async def refuse_when_stopping(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer 503 to all but the probes once the server is stopping."""
-    if request.app[TURNS].stopping and request.path not in ("/health", "/ready"):
-        raise stopping()
-    return await handler(request)
 
 
 async def sign(request: web.Request, response: web.StreamResponse) -> None:

@@ -31,7 +31,7 @@ class Conversation:
 class Reply(Protocol):
     """A reply as it comes into being: what an async generator of `str` is.
 
-    A model that knows its reply beforehand may also have `text_length` (code points) and `total_tokens`;
+    A model that knows its reply beforehand may also have `text_length` (code points) and `total_pieces`;
     they go to the log.
     """
 

@@ -21,7 +21,7 @@ ASKS_FOR_STORY = re.compile(r"\bstory\b", re.IGNORECASE)
 MAX_LAG_S = 0.1
 
 # What is said without a delay is said in parts, one in a step of the event loop, so that others get their turn.
-TOKENS_AT_ONCE = 32
+WORDS_AT_ONCE = 32
 
 TICKS_PER_S = 1000
 
@@ -122,7 +122,7 @@ class SimulatedReply(PushReply):
         self, words: Sequence[str], rng: random.Random, delay_s: tuple[float, float], clock: Clock
     ) -> None:
         self.text_length = sum(map(len, words))
-        self.total_tokens = len(words)
+        self.total_pieces = len(words)
         # Each push goes on where the one before it has stopped.
         self._words = iter(words)
         self._rng = rng
@@ -156,7 +156,7 @@ class SimulatedReply(PushReply):
 
     def _at_once(self, say: Callable[[str], bool]) -> Schedule:
         for number, word in enumerate(self._words):
-            if number % TOKENS_AT_ONCE == 0:
+            if number % WORDS_AT_ONCE == 0:
                 # Overdue: in the loop's next step.
                 yield 0.0
             if not say(word):

@@ -1,81 +1,207 @@
-"""What is yet to be stored of replies that have ended, or are paused: none is lost while the database is away."""
+"""What is stored of turns, from their question to their end; nothing of it is lost while the database is away."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from typing import Any, Protocol
+from uuid import uuid4
 
+from app.models import excerpt
+from app.replies.reply import AWAY, Closing, Ended, Reply
+from app.storage import FinalStatus
 from app.storage.db import DatabaseAway
+from app.storage.store import Caller, OpenedTurn, Store
 
 log = logging.getLogger(__name__)
 
-FIRST_RETRY_S = 0.5
-LAST_RETRY_S = 8.0
+# An open that other turns of the chat overtake is tried again; each time one of them has made its way.
+OPEN_TRIES = 10
+
+# How long an open whose answer was not waited for may still be carried out: a frozen PostgreSQL keeps it.
+LATE_OPEN_S = 60.0
+
+# So much text is stored by one statement: it is made and sent in one step of the event loop.
+BATCH_CHARS = 1_000_000
+
+
+class Turn(Protocol):
+    """What there is to store."""
+
+    caller: Caller
+    reply: Reply
+    stored_chars: int
+
+    def end(self, status: FinalStatus) -> None: ...
+    def ended(self, status: FinalStatus) -> None: ...
 
 
 class Saves:
-    """Each goes on whether or not somebody waits, and is tried again until it is stored."""
+    def __init__(self, store: Store, server_id: int, *, history_limit: int) -> None:
+        self._store = store
+        self._server_id = server_id
+        self._history_limit = history_limit
+        # Those whose end could not be stored yet.
+        self._owed: list[Turn] = []
+        # Turns of which nobody knows whether they were opened: whose they are, and until when (by the event loop's
+        # clock) they are looked for.
+        self._doubtful: dict[str, tuple[Caller, float]] = {}
+        # One checkpoint at a time, so that no text is overtaken by an earlier one.
+        self._order = asyncio.Lock()
 
-    def __init__(self) -> None:
-        self._running: set[asyncio.Task[None]] = set()
-        self._latest: dict[str, asyncio.Task[None]] = {}
-        self._last_call = asyncio.Event()
+    async def open(self, caller: Caller, message: str, reply_id: str, **row: Any) -> OpenedTurn:
+        """Store a question and an empty reply; `row`: more of what turn_open takes.
 
-    def start(
-        self, reply_id: str, save: Callable[[], Awaitable[object]], *, look_for_s: float = 0.0
-    ) -> asyncio.Future[bool]:
-        """Start a save, which takes the place of an earlier one; the future tells whether its first try succeeded.
+        If its answer is lost, the turn is taken back, soon: its client is told that it was not opened.
 
-        `save` returns something true if it found its reply. One that may be yet to come is looked for again and
-        again, for `look_for_s` after the database was last away.
+        Raises:
+            DatabaseAway: as it says.
         """
-        tried: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        task = asyncio.create_task(self._save(reply_id, save, look_for_s, tried))
-        self._latest[reply_id] = task
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        return tried
-
-    def forget(self, reply_id: str) -> None:
-        """Try the save under way not again: its reply goes on."""
-        self._latest.pop(reply_id, None)
-
-    async def finish(self, timeout_s: float) -> None:
-        """Wait for the saves under way; those that wait for the database are tried once more."""
-        self._last_call.set()
-        if self._running:
-            await asyncio.wait(self._running, timeout=timeout_s)
-
-    async def _save(
-        self, reply_id: str, save: Callable[[], Awaitable[object]], look_for_s: float, tried: asyncio.Future[bool]
-    ) -> None:
-        this = asyncio.current_task()
-        now_s = asyncio.get_running_loop().time
-        give_up_at_s = now_s() + look_for_s
-        delay_s = FIRST_RETRY_S
-        while True:
-            last_call = self._last_call.is_set()
-            stored = settled = False
+        for _ in range(OPEN_TRIES):
             try:
-                stored = bool(await save())
-                settled = stored or now_s() >= give_up_at_s
-            except DatabaseAway:
-                give_up_at_s = now_s() + look_for_s
-            except Exception:
-                # Not an outage, so the next try would fail as this one did.
-                log.exception("Reply not saved", extra={"messageId": reply_id})
-                settled = True
-            if not tried.done():
-                tried.set_result(stored)
-            if settled or last_call:
+                opened: OpenedTurn = await self._store.turn_open(
+                    **caller._asdict(),
+                    **row,
+                    reply_id=reply_id,
+                    new_chat_id=str(uuid4()),
+                    title=excerpt(message, words=8, chars=60),
+                    question_id=str(uuid4()),
+                    content=message,
+                    server_id=self._server_id,
+                    history_limit=self._history_limit,
+                )
+            except DatabaseAway as exc:
+                if exc.sent:
+                    self._doubt(reply_id, caller)
+                raise
+            if not opened.overtaken:
                 break
-            if self._latest.get(reply_id) is this:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._last_call.wait(), delay_s)
-                delay_s = min(2 * delay_s, LAST_RETRY_S)
-            if self._latest.get(reply_id) is not this:
-                return
-        if self._latest.get(reply_id) is this:
-            del self._latest[reply_id]
+        return opened
+
+    async def checkpoint(self, turns: Iterable[Turn], bells: Sequence[tuple[str, str]] = ()) -> None:
+        """Store what replies have so far, and ring `bells` (channel, payload) once all of it is stored.
+
+        Those that others have closed end as their row says.
+
+        Raises:
+            DatabaseAway: as it says.
+        """
+        async with self._order:
+            # Those, too, whose end is being stored: who is told that they have said something looks at the row.
+            *full, last = batches(turn for turn in turns if not isinstance(turn.reply.state, Ended))
+            for batch in full:
+                await self._checkpoint(batch)
+            if last or bells:
+                await self._checkpoint(last, bells)
+
+    async def _checkpoint(self, batch: Sequence[Turn], bells: Sequence[tuple[str, str]] = ()) -> None:
+        texts = {turn.reply.id: turn.reply.text for turn in batch}
+        try:
+            row = await self._store.turn_checkpoint(
+                server_id=self._server_id,
+                org_ids=[turn.caller.org_id for turn in batch],
+                reply_ids=list(texts),
+                contents=list(texts.values()),
+                channels=[channel for channel, _ in bells],
+                payloads=[payload for _, payload in bells],
+            )
+        except DatabaseAway:
+            raise
+        except Exception:
+            # One of the texts is refused; it is to keep no other from being stored.
+            log.exception("Replies not saved", extra={"replies": len(batch)})
+            if len(batch) == 1:
+                batch[0].end("failed")
+            for turn in batch if len(batch) > 1 else ():
+                await self._checkpoint([turn])
+            if batch and bells:
+                await self._checkpoint([], bells)
+            return
+        saved = set(row.saved)
+        for turn in batch:
+            if turn.reply.id in saved:
+                turn.stored_chars = len(texts[turn.reply.id])
+            else:
+                turn.end("interrupted")
+
+    async def try_checkpoint(self, turns: Iterable[Turn], bells: Sequence[tuple[str, str]] = ()) -> None:
+        """The same where the next one will do as well."""
+        with suppress(DatabaseAway):
+            await self.checkpoint(turns, bells)
+
+    async def close(self, turn: Turn) -> None:
+        """Store how a reply has ended, and tell its readers; if that cannot be, owe it."""
+        try:
+            status = await self._store_end(turn)
+        except Exception as exc:
+            if not isinstance(exc, DatabaseAway):
+                log.exception("Reply not saved", extra={"messageId": turn.reply.id})
+            log.error("Reply not stored yet", extra={"messageId": turn.reply.id})
+            self._owed.append(turn)
+            turn.reply.cut(AWAY)
+        else:
+            turn.ended(status)
+
+    async def _store_end(self, turn: Turn) -> FinalStatus:
+        """Store how a reply ended, unless others have closed it; return how it ended for good."""
+        reply = turn.reply
+        assert isinstance(reply.state, Closing)
+        row = {"org_id": turn.caller.org_id, "reply_id": reply.id, "server_id": self._server_id}
+        try:
+            if await self._store.turn_close(**row, content=reply.text, status=reply.state.status):
+                return reply.state.status
+        except DatabaseAway:
+            raise
+        except Exception:
+            # Not an outage, so that the next try would fail as this one did.
+            log.exception("Reply not saved", extra={"messageId": reply.id})
+            await self._store.turn_close(**row, content=None, status="failed")
+        found = await self._store.reply_find(**turn.caller._asdict(), reply_id=reply.id)
+        if found is None:
+            # Deleted: nobody can be told otherwise.
+            return "failed"
+        if found.status == "streaming":
+            raise DatabaseAway(sent=True)
+        return found.status
+
+    def cut_owed(self) -> None:
+        """Keep nobody waiting for an end that cannot be stored yet."""
+        for turn in self._owed:
+            turn.reply.cut(AWAY)
+
+    async def settle(self) -> None:
+        """Store what is owed, and take back what is doubtful, as far as the database allows."""
+        owed, self._owed = self._owed, []
+        await asyncio.gather(*map(self.close, owed))
+        with suppress(DatabaseAway):
+            for reply_id, (caller, until_s) in list(self._doubtful.items()):
+                await self._undo(reply_id, caller, until_s)
+
+    def _doubt(self, reply_id: str, caller: Caller) -> None:
+        self._doubtful[reply_id] = (caller, asyncio.get_running_loop().time() + LATE_OPEN_S)
+
+    async def _undo(self, reply_id: str, caller: Caller, until_s: float) -> None:
+        try:
+            undone = await self._store.turn_undo(
+                org_id=caller.org_id, reply_id=reply_id, server_id=self._server_id
+            )
+        except DatabaseAway:
+            self._doubt(reply_id, caller)
+            raise
+        if undone or asyncio.get_running_loop().time() > until_s:
+            self._doubtful.pop(reply_id, None)
+
+
+def batches(turns: Iterable[Turn]) -> Iterator[list[Turn]]:
+    """Yield them in lists of up to BATCH_CHARS of text and one turn more; the last one may be empty."""
+    batch: list[Turn] = []
+    chars = 0
+    for turn in turns:
+        batch.append(turn)
+        chars += turn.reply.length
+        if chars > BATCH_CHARS:
+            yield batch
+            batch, chars = [], 0
+    yield batch

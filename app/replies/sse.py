@@ -1,4 +1,4 @@
-"""Server-sent events: their encoding (pure), and the response that carries them.
+"""Server-sent events: their form, and the response that carries them.
 
 The format is WHATWG HTML, 9.2.6 "Interpreting an event stream".
 """
@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
+from typing import Any
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_writer import HttpVersion11, StreamWriter
-
-# White space before a word travels as an event of its own.
-PART = re.compile(r"\s+|\S+")
 
 # Built once: json.dumps() with separators makes a new encoder at every call.
 encode_json = json.JSONEncoder(separators=(",", ":")).encode
@@ -42,25 +39,6 @@ def encode_id(event_id: str) -> bytes:
     return f"id: {event_id}\n\n".encode("ascii")
 
 
-def encode_tokens(text: str) -> bytes:
-    """Return the token events of one piece of a reply: each word, and each run of white space."""
-    return "".join(
-        [f'data: {{"token":{encode_json(part)},"done":false}}\n\n' for part in PART.findall(text)]
-    ).encode("ascii")
-
-
-def encode_numbered_tokens(text: str, message_id: str, sent: int) -> bytes:
-    """Return the same events, each with an id: the message's, a colon, and the code points sent by then.
-
-    `sent` is the number before `text`.
-    """
-    events = []
-    for part in PART.findall(text):
-        sent += len(part)
-        events.append(f'id: {message_id}:{sent}\ndata: {{"token":{encode_json(part)},"done":false}}\n\n')
-    return "".join(events).encode("ascii")
-
-
 def encode_chunk(data: bytes) -> bytes:
     """Return `data` as one chunk of a body (RFC 9112, 7.1)."""
     return b"%x\r\n%b\r\n" % (len(data), data)
@@ -84,14 +62,9 @@ class EventStream(web.StreamResponse):
     a drain, ClientConnectionResetError from a write. So a ConnectionError of a model is never mistaken for it.
     """
 
-    def __init__(self, request: web.Request, *, headers: Mapping[str, str], write_timeout_s: float) -> None:
+    def __init__(self, request: web.Request, *, write_timeout_s: float, heartbeat_s: float) -> None:
         super().__init__(
-            headers={
-                "Content-Type": "text/event-stream",
-                "Cache-Control": "no-cache",
-                "X-Accel-Buffering": "no",
-                **headers,
-            }
+            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         )
         if request.version < HttpVersion11:
             # The end of the connection is the end of the stream. aiohttp would keep one open whose client
@@ -100,6 +73,7 @@ class EventStream(web.StreamResponse):
         elif request.keep_alive:
             self.headers["Connection"] = "keep-alive"
         self._write_timeout_s = write_timeout_s
+        self._heartbeat_s = heartbeat_s
         self._writer: StreamWriter | None = None
         self._transport: asyncio.Transport | None = None
         # In a drain, or in the last write.
@@ -121,7 +95,7 @@ class EventStream(web.StreamResponse):
         return writer
 
     def send(self, chunk: bytes) -> bool:
-        """Write one chunk in one piece; return whether the peer is behind, and `drain` is to be awaited.
+        """Write one chunk in one piece; return whether the peer keeps up, or else `drain` is to be awaited.
 
         This is what StreamResponse.write does, less its general case (compression, lengths, headers still to be
         sent), which cost 3 of the 34 us of CPU that a word took before.
@@ -131,38 +105,28 @@ class EventStream(web.StreamResponse):
             raise ClientGone
         transport.write(chunk if self._chunked else decode_chunk(chunk))
         self._sends += 1
-        return self._protocol.writing_paused
-
-    def is_waiting(self) -> bool:
-        """Tell whether a write waits for the peer."""
-        return self._waiting
+        return not self._protocol.writing_paused
 
     async def drain(self) -> None:
         """Wait until the peer has read most of what was sent."""
         assert self._writer is not None
-        self._waiting = True
-        try:
-            await self._writer.drain()
-        except ConnectionError as exc:
-            raise ClientGone from exc
-        self._waiting = False
+        await self._wait(self._writer.drain())
 
     async def write_eof(self, data: bytes = b"") -> None:
-        if self._waiting:
-            # A drain was interrupted: aiohttp's is of no more use.
-            self.abort()
-            raise ClientGone
+        await self._wait(super().write_eof(data))
+
+    async def _wait(self, write: Coroutine[Any, Any, None]) -> None:
         self._waiting = True
         try:
-            await super().write_eof(data)
+            await write
         except ConnectionError as exc:
             raise ClientGone from exc
         self._waiting = False
 
-    def look(self, now_s: float, heartbeat_s: float) -> bool:
+    def look(self, now_s: float) -> bool:
         """Look after an open connection between its writes; return whether the peer still reads it.
 
-        Sends a ping where nothing was sent for `heartbeat_s`, and aborts the connection where a write has waited
+        Sends a ping where nothing was sent for the heartbeat, and aborts the connection where a write has waited
         for the write timeout while the peer read nothing.
         """
         transport = self._transport
@@ -175,14 +139,9 @@ class EventStream(web.StreamResponse):
             self._progress, self._progress_at_s = progress, now_s
         elif self._waiting:
             if now_s - self._progress_at_s >= self._write_timeout_s:
-                self.abort()
+                transport.abort()
                 return False
-        elif now_s - self._progress_at_s >= heartbeat_s:
+        elif now_s - self._progress_at_s >= self._heartbeat_s:
             # One whole chunk in one call that never waits: it needs no lock.
             self.send(PING)
         return True
-
-    def abort(self) -> None:
-        """Close the connection at once; what the peer has not read is lost."""
-        if self._transport is not None:
-            self._transport.abort()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
@@ -10,13 +9,12 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 from aiohttp import web
 
 from app.errors import StartError
+from app.storage import FinalStatus
 from app.storage.db import Database
 from app.storage.statements import Statement, listed
 
 Result = TypeVar("Result")
 Method = Callable[..., Coroutine[Any, Any, Result]]
-
-FinalStatus = Literal["complete", "disconnected", "failed", "interrupted", "stopped"]
 
 DEMO_ORG_ID = "00000000-0000-0000-0000-000000000001"
 DEMO_USER_ID = "00000000-0000-0000-0000-000000000002"
@@ -32,10 +30,12 @@ class Caller(NamedTuple):
 class OpenedTurn(Protocol):
     caller_known: bool
     chat_known: bool
+    overtaken: bool
     chat_id: str | None
     created_at: datetime
     history: list[dict[str, Any]]
     running_id: str | None
+    running_server_id: int | None
 
 
 class FoundReply(Protocol):
@@ -44,7 +44,6 @@ class FoundReply(Protocol):
     status: Literal["streaming"] | FinalStatus
     created_at: datetime
     server_id: int
-    resumable: bool
 
 
 class Store:
@@ -58,20 +57,19 @@ class Store:
     demo_seed: Method[None]
     message_list: Method[Sequence[Any]]
     reply_find: Method[FoundReply | None]
-    reply_stop: Method[Any | None]
-    server_call: Method[None]
+    reply_look: Method[Sequence[Any]]
+    server_call: Method[Any]
     server_lock: Method[Any]
     ticket_holder: Method[Any | None]
     ticket_issue: Method[Any | None]
     ticket_sweep: Method[Sequence[Any]]
     ticket_use: Method[Any | None]
     turn_by_key: Method[Any | None]
+    turn_checkpoint: Method[Any]
     turn_close: Method[Any | None]
     turn_interrupt: Method[Sequence[Any]]
     turn_key_sweep: Method[Sequence[Any]]
     turn_open: Method[OpenedTurn]
-    turn_resume: Method[Any | None]
-    turn_share: Method[None]
     turn_undo: Method[Any | None]
 
     def __init__(self, database: Database) -> None:
@@ -98,14 +96,6 @@ def method(database: Database, statement: Statement) -> Method[Any]:
 
     call.__name__ = call.__qualname__ = statement.name
     return call
-
-
-UNSTORABLE = re.compile("[\0\ud800-\udfff]")
-
-
-def storable(text: str) -> str:
-    """Return `text` as PostgreSQL can hold it: U+FFFD in place of NUL and of lone surrogates."""
-    return UNSTORABLE.sub("\ufffd", text)
 
 
 STORE: web.AppKey[Store] = web.AppKey("store", Store)

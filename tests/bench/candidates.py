@@ -31,6 +31,7 @@ class Job:
             "SEED_DEMO": "1",
             "SIM_DELAY_MS": f"{self.period_ms:g}-{self.period_ms:g}",
             "USER_STREAM_LIMIT": "0",
+            "USER_READER_LIMIT": "0",
             "USER_TURNS_PER_MINUTE": "0",
         }
 

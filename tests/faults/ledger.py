@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, get_args
 
 import aiohttp
 import psutil
@@ -25,6 +25,9 @@ import psycopg2
 from support import Rows, Tenant, eventually
 
 from app.models.simulated import compose
+from app.replies.events import failure
+from app.replies.turn import alternate
+from app.storage import FinalStatus
 
 # `make faults` sets FAULTS=full: the same tests, at length.
 FULL = os.environ.get("FAULTS") == "full"
@@ -42,6 +45,14 @@ T = TypeVar("T")
 
 def scale(short: T, full: T) -> T:
     return full if FULL else short
+
+
+# The default of HISTORY_LIMIT_MESSAGES.
+HISTORY_LIMIT = 40
+
+STATUSES: tuple[FinalStatus, ...] = get_args(FinalStatus)
+# By what the last event of a stream says.
+STATUS_OF = {failure(status): status for status in STATUSES}
 
 
 def expected_text(*asked: str) -> str:
@@ -90,7 +101,7 @@ class Server:
     """`python -m app` on its own, beside others on the same database."""
 
     def __init__(self, url: str, log: Path, **environ: str) -> None:
-        self._url, self._log, self._environ = url, log, environ
+        self.database, self._log, self._environ = url, log, environ
         self.host, self.port = "127.0.0.1", 0
         self.start()
 
@@ -100,6 +111,7 @@ class Server:
             "SIM_SEED": SIM_SEED,
             "SIM_DELAY_MS": "2-8",
             "USER_STREAM_LIMIT": "0",
+            "USER_READER_LIMIT": "0",
             "USER_TURNS_PER_MINUTE": "0",
         }
         self._log.touch()
@@ -109,7 +121,7 @@ class Server:
                 [sys.executable, "-m", "app"],
                 cwd=ROOT,
                 env={name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-                | {"DATABASE_URL": self._url, "PORT": str(self.port)}
+                | {"DATABASE_URL": self.database, "PORT": str(self.port)}
                 | defaults
                 | self._environ,
                 stdout=log,
@@ -173,6 +185,8 @@ class Ledger:
     rng: random.Random
     session: aiohttp.ClientSession
     entries: list[Entry] = field(default_factory=list)
+    # Chats in which several clients ask.
+    shared: dict[int, str | None] = field(default_factory=dict)
     # Of all answers; None: a connection that broke before there was one.
     statuses: Counter[int | None] = field(default_factory=Counter)
 
@@ -200,6 +214,7 @@ class Ledger:
 
         async def take(response: aiohttp.ClientResponse) -> None:
             body = await response.json()
+            entry.chat_id = body["chat_id"]
             entry.reply_id, entry.seen, entry.last = body["message_id"], body["reply"], {"done": True}
 
         await self._answer(entry, self._post(entry, f"{self.somewhere()}/chat"), take)
@@ -287,8 +302,6 @@ class Ledger:
                 if entry.status in (204, 409):
                     return
             if entry.last is not None:
-                # Nobody else reads it.
-                assert entry.last.get("error") != "Replaced", entry
                 return
             await asyncio.sleep(0.05 if entry.status == 200 else 0.3)
         raise AssertionError(f"no end in {patience_s:g} s: {entry}")
@@ -296,10 +309,12 @@ class Ledger:
     def compare(self, rows: Rows) -> dict[str, int]:
         """Compare all that was acknowledged with what is stored; return how many replies have each status."""
         stored = {
-            str(reply_id): (asked, status, content)
-            for reply_id, asked, status, content in rows(
-                "select id, array(select content from messages where org_id = reply.org_id"
-                " and chat_id = reply.chat_id and role = 'user' and position < reply.position order by position),"
+            str(reply_id): (before, status, content)
+            for reply_id, before, status, content in rows(
+                "select id,"
+                " (select json_agg(json_build_object('role', role, 'content', content) order by position)"
+                " from messages where org_id = reply.org_id and chat_id = reply.chat_id"
+                " and position < reply.position),"
                 " status, content from messages as reply where org_id = %s and role = 'assistant'",
                 self.tenant.org_id,
             )
@@ -308,9 +323,12 @@ class Ledger:
         for entry in self.entries:
             if entry.reply_id is None:
                 continue
-            asked, status, content = stored[entry.reply_id]
-            assert asked[-1] == entry.question
-            text = expected_text(*asked)
+            before, status, content = stored[entry.reply_id]
+            question = before.pop()
+            assert question == {"role": "user", "content": entry.question}
+            # What the model was given is what is stored before, in order: it says how often it was asked.
+            given = alternate(before[-HISTORY_LIMIT:], entry.question)
+            text = expected_text(*(message.content for message in given if message.role == "user"))
             counts[status] = counts.get(status, 0) + 1
             assert text.startswith(entry.seen), f"a client saw what was not said: {entry}"
             assert text.startswith(content), f"stored what was not said: {entry}"
@@ -318,8 +336,10 @@ class Ledger:
             assert status == "interrupted" or content.startswith(entry.seen), f"a client saw more: {entry}"
             if status == "complete":
                 assert content == text
-            if entry.told in ("complete", "stopped"):
-                assert status == entry.told, entry
+            # What one was told, all are told for ever.
+            assert entry.told in (None, status), entry
+            if entry.last is not None and entry.last.get("message") in STATUS_OF:
+                assert status == STATUS_OF[entry.last["message"]], entry
             if entry.is_done:
                 assert (status, entry.seen) == ("complete", text), entry
         return counts

@@ -28,6 +28,8 @@ from ledger import (
 from serving import OwnPostgres
 from support import Rows, eventually
 
+from app.replies.events import failure
+
 
 @pytest.mark.timeout(900)
 async def test_soak_loses_and_repeats_no_token_and_grows_by_nothing(
@@ -195,6 +197,68 @@ async def test_killed_servers_lose_no_question_and_the_living_close_their_replie
         counts = clients.compare(own_rows)
     say(kills=kills, **counts)
     assert counts["interrupted"] > 0
+    assert broken_invariants(database) == {}
+
+
+@pytest.mark.timeout(600)
+async def test_questions_of_a_chat_at_several_servers_each_know_the_turn_before(
+    serve: Callable[..., Server], own_rows: Rows, database: str, say: Callable[..., None]
+) -> None:
+    turns, chats = scale(400, 5000), scale(3, 3)
+    servers = [serve(SIM_DELAY_MS="0-0") for _ in range(scale(2, 4))]
+    async with ledger(servers, own_rows.tenant(), SEED) as clients:
+        for chat in range(chats):
+            first = clients.entry("Hi")
+            await clients.ask_for_all(first)
+            clients.shared[chat] = first.chat_id
+
+        async def talk() -> None:
+            while len(clients.entries) < turns:
+                entry = clients.entry("Hi", clients.shared[clients.rng.randrange(chats)])
+                while entry.status != 200:
+                    await clients.ask_for_all(entry)
+                    assert entry.status in (200, 409), entry
+
+        await asyncio.gather(*(talk() for _ in range(12)))
+        counts = clients.compare(own_rows)
+    say(**counts, refused=clients.statuses[409])
+    assert counts == {"complete": len(clients.entries)}
+    assert broken_invariants(database) == {}
+
+
+@pytest.mark.timeout(60)
+async def test_server_that_was_frozen_says_no_word_of_a_reply_that_others_have_closed(
+    serve: Callable[..., Server], own_rows: Rows, database: str
+) -> None:
+    frozen, living = serve(SIM_DELAY_MS="50-50"), serve()
+    async with ledger([living], own_rows.tenant(), SEED) as clients:
+        entry = clients.entry(LONG)
+        asked = asyncio.create_task(clients.ask(entry, base=frozen.base))
+        await eventually(lambda: entry.seen)
+        frozen.signal(signal.SIGSTOP)
+        try:
+            # So that its lock is gone; the others connect again.
+            own_rows(
+                "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'llm-app%%'"
+            )
+            status = "select status from messages where id = %s"
+            await eventually(lambda: own_rows(status, entry.reply_id) == [("interrupted",)])
+            await clients.stop(entry)
+            assert entry.told == "interrupted"
+            newer = clients.entry("Hi", entry.chat_id)
+            await clients.ask(newer)
+            assert newer.is_done
+            stored = own_rows("select content from messages where id = %s", entry.reply_id)
+            seen = entry.seen
+        finally:
+            frozen.signal(signal.SIGCONT)
+        await asked
+        assert entry.seen == seen
+        assert entry.last == {"error": "Stream failed", "message": failure("interrupted")}
+        await clients.stop(entry)
+        assert entry.told == "interrupted"
+        assert own_rows("select content from messages where id = %s", entry.reply_id) == stored
+        assert clients.compare(own_rows) == {"interrupted": 1, "complete": 1}
     assert broken_invariants(database) == {}
 
 

@@ -19,6 +19,7 @@ from support import Rows
 
 STORM_S = scale(8, 600)
 CLIENTS = scale(10, 30)
+SHARED_CHATS = 5
 SLOW_CONNECTIONS = scale(20, 100)
 
 # What a server may log as an error: with the database away a reply cannot be saved at once, and is tried again.
@@ -48,6 +49,16 @@ async def stop_server(server: Server, rng: random.Random) -> None:
 async def freeze_server(server: Server, rng: random.Random) -> None:
     server.signal(signal.SIGSTOP)
     await asyncio.sleep(rng.uniform(0.5, 2))
+    server.signal(signal.SIGCONT)
+
+
+async def freeze_server_and_cut_it_off(server: Server, rng: random.Random) -> None:
+    """For long enough that the others close its replies."""
+    server.signal(signal.SIGSTOP)
+    # Where the database is away, it is cut off as well. The others connect again.
+    with suppress(psycopg2.OperationalError), closing(Rows(server.database)) as rows:
+        terminate(rows)
+    await asyncio.sleep(rng.uniform(4, 6))
     server.signal(signal.SIGCONT)
 
 
@@ -87,8 +98,11 @@ async def kill_connection(postgres: OwnPostgres, rng: random.Random) -> None:
 
 async def terminate_connections(postgres: OwnPostgres, rng: random.Random) -> None:
     with closing(await connected(postgres)) as rows:
-        for pid in connections(rows):
-            rows("select pg_terminate_backend(%s)", pid)
+        terminate(rows)
+
+
+def terminate(rows: Rows) -> None:
+    rows("select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'llm-app%%'")
 
 
 async def connected(postgres: OwnPostgres) -> Rows:
@@ -125,6 +139,18 @@ async def ask_and_stop(clients: Ledger) -> None:
     while entry.reply_id is not None and entry.told is None:
         await clients.stop(entry)
         await asyncio.sleep(0.2)
+
+
+async def ask_in_a_shared_chat(clients: Ledger) -> None:
+    """Once, where others ask too; often nobody reads the reply to its end."""
+    chat = clients.rng.randrange(SHARED_CHATS)
+    entry = clients.entry(clients.rng.choice(["Hi", LONG]), clients.shared.get(chat))
+    cut_after = clients.rng.choice([None, clients.rng.randint(1, 100)])
+    await clients.ask(entry, cut_after=cut_after)
+    if entry.reply_id is not None:
+        clients.shared.setdefault(chat, entry.chat_id)
+        if cut_after is not None and clients.rng.random() < 0.3:
+            await clients.stop(entry)
 
 
 async def list_chats(clients: Ledger) -> None:
@@ -173,7 +199,14 @@ async def test_storm_of_all_faults_leaves_nothing_open_nothing_lost_and_nothing_
     async with ledger(servers, own_rows.tenant(), SEED) as clients:
 
         async def talk() -> None:
-            kinds = [read_and_go_on, read_and_go_on, ask_for_all, ask_and_stop, list_chats]
+            kinds = [
+                read_and_go_on,
+                ask_in_a_shared_chat,
+                ask_in_a_shared_chat,
+                ask_for_all,
+                ask_and_stop,
+                list_chats,
+            ]
             while not over.is_set():
                 await clients.rng.choice(kinds)(clients)
                 await asyncio.sleep(0.05)
@@ -182,7 +215,13 @@ async def test_storm_of_all_faults_leaves_nothing_open_nothing_lost_and_nothing_
             for _ in range(CLIENTS):
                 load.create_task(talk())
             async with asyncio.TaskGroup() as storm:
-                server_faults = [kill_server, stop_server, freeze_server, send_slow_headers]
+                server_faults = [
+                    kill_server,
+                    stop_server,
+                    freeze_server,
+                    freeze_server_and_cut_it_off,
+                    send_slow_headers,
+                ]
                 storm.create_task(weather("servers", server_faults, servers))
                 database_faults = [kill_postgres, freeze_postgres, kill_connection, terminate_connections]
                 storm.create_task(weather("database", database_faults, [postgres]))

@@ -1,0 +1,92 @@
+"""What the events of a reply say, byte for byte. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from functools import lru_cache
+
+from app.replies.reply import Cut, Reply
+from app.replies.sse import encode_chunk, encode_event, encode_json
+from app.storage import FinalStatus
+
+# White space before a word travels as an event of its own.
+PART = re.compile(r"\s+|\S+")
+
+# Longer pieces would only fill the memory that is kept for words.
+WORD_CHARS = 32
+
+
+def encode_tokens(text: str) -> bytes:
+    """Return the token events of a part of a reply: one for each word, and for each run of white space."""
+    return "".join(
+        [f'data: {{"token":{encode_json(part)},"done":false}}\n\n' for part in PART.findall(text)]
+    ).encode("ascii")
+
+
+def encode_numbered_tokens(text: str, reply_id: str, offset: int) -> bytes:
+    """Return the same events, each with an id: the reply's, a colon, and the code points sent by then.
+
+    `offset` is their number before `text`.
+    """
+    events = []
+    for part in PART.findall(text):
+        offset += len(part)
+        events.append(f'id: {reply_id}:{offset}\ndata: {{"token":{encode_json(part)},"done":false}}\n\n')
+    return "".join(events).encode("ascii")
+
+
+def tokens_chunk(text: str) -> bytes:
+    """Return the token events of `text` as one chunk of a body."""
+    return _word_chunk(text) if len(text) <= WORD_CHARS else encode_chunk(encode_tokens(text))
+
+
+@lru_cache(maxsize=4096)
+def _word_chunk(word: str) -> bytes:
+    """Words recur: most are encoded once, and kept once for all the streams that they are written to."""
+    return encode_chunk(encode_tokens(word))
+
+
+def last_event(reply: Reply, status: FinalStatus, *, numbered: bool) -> bytes:
+    """Return the event that ends a stream. Who comes back with its id is told that there is no more."""
+    text = reply.text
+    event_id = f"{reply.id}:{len(text)}:end" if numbered else None
+    if status != "complete":
+        error = "Stopped" if status == "stopped" else "Stream failed"
+        return encode_event({"error": error, "message": failure(status)}, event_id)
+    done = {
+        "token": "",
+        "done": True,
+        "fullText": text,
+        "chat_id": reply.chat_id,
+        "message_id": reply.id,
+        "chars": len(text),
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
+    return encode_event(done, event_id)
+
+
+def cut_event(cut: Cut) -> bytes:
+    """Return the event that ends a stream whose reply may go on."""
+    return encode_event(cut._asdict())
+
+
+def lost_event(offset: int, length: int) -> bytes:
+    """Return the event that ends the stream of a client who has more than was kept of the reply."""
+    return encode_event({"error": "Bad offset", "message": bad_offset(offset, length)})
+
+
+def bad_offset(offset: int, length: int) -> str:
+    return f"offset is {offset}, expected at most {length}, what the reply has."
+
+
+def failure(status: FinalStatus) -> str:
+    """Return the sentence that tells a client why it does not get a whole reply."""
+    what = {
+        "complete": "The reply is complete",
+        "failed": "The model failed",
+        "interrupted": "The server is stopping",
+        "disconnected": "The client left",
+        "stopped": "The reply was stopped",
+    }[status]
+    return f"{what}; what it said so far is saved."

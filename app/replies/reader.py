@@ -1,0 +1,206 @@
+"""The clients of this process who read a reply: as events, or as a whole."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, TypeVar
+
+from aiohttp import web
+
+from app.errors import ApiError
+from app.replies.events import cut_event, encode_numbered_tokens, last_event, lost_event, tokens_chunk
+from app.replies.reply import Cut, Ended, Reply
+from app.replies.sse import ClientGone, EventStream, encode_chunk, encode_id
+from app.settings import Settings
+from app.storage.store import Caller
+
+log = logging.getLogger(__name__)
+
+# So much of a reply is encoded at once for a client who is behind, and so bounds what waits for them.
+CATCH_UP_CHARS = 65_536
+
+
+# What ended the reading, other than the reply's end; None: nothing did.
+Over = Cut | Literal["gone"] | None
+
+
+class Client:
+    """Reads one reply for the client of a request, and leaves with its connection."""
+
+    reads_along = True
+
+    def __init__(self, request: web.Request) -> None:
+        self.over: Over = None
+        self.reply: Reply | None = None
+        self._transport = request.transport
+        self._woken = asyncio.Event()
+
+    def attach(self, reply: Reply) -> None:
+        self.reply = reply
+        reply.attach(self)
+
+    def push(self, piece: str) -> bool:
+        return False
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    def cut(self, why: Cut) -> None:
+        self._end(why)
+
+    def leave(self) -> None:
+        self._end("gone")
+
+    def _end(self, over: Over) -> None:
+        self.over = self.over or over
+        self._woken.set()
+
+    async def _news(self) -> None:
+        await self._woken.wait()
+        self._woken.clear()
+
+    def look(self, now_s: float) -> bool:
+        """Return whether the client is still there. `now_s` is the event loop's time."""
+        return self._transport is not None and not self._transport.is_closing()
+
+
+class WholeReader(Client):
+    """Waits for the end."""
+
+    reads_along = False
+
+    async def read(self, reply: Reply) -> Ended | Cut | Literal["gone"]:
+        while self.over is None:
+            if isinstance(reply.state, Ended):
+                return reply.state
+            await self._news()
+        return self.over
+
+
+class EventReader(Client):
+    """Is sent what is said as events, in the very step in which it is said.
+
+    One who is behind is sent it from their own task, and holds up nobody.
+    """
+
+    def __init__(self, request: web.Request, settings: Settings, *, numbered: bool) -> None:
+        super().__init__(request)
+        self.stream = EventStream(
+            request, write_timeout_s=settings.write_timeout_s, heartbeat_s=settings.heartbeat_s
+        )
+        self._request = request
+        self._numbered = numbered
+        # The code points that the client has been sent.
+        self._offset = 0
+
+    def push(self, piece: str) -> bool:
+        try:
+            if self._send(piece):
+                return True
+        except ClientGone:
+            self.leave()
+        self.wake()
+        return False
+
+    def _send(self, text: str) -> bool:
+        if self._numbered:
+            assert self.reply is not None
+            chunk = encode_chunk(encode_numbered_tokens(text, self.reply.id, self._offset))
+        else:
+            chunk = tokens_chunk(text)
+        self._offset += len(text)
+        return self.stream.send(chunk)
+
+    def look(self, now_s: float) -> bool:
+        try:
+            return super().look(now_s) and self.stream.look(now_s)
+        except ClientGone:
+            return False
+
+    async def read(self, reply: Reply, offset: int) -> None:
+        """Send the reply from `offset` (code points) to its end, or until something else ends the reading."""
+        self._offset = offset
+        self.stream.headers["x-chat-id"], self.stream.headers["x-message-id"] = reply.chat_id, reply.id
+        try:
+            await self.stream.prepare(self._request)
+            if self._numbered:
+                # Sets the last event id without an event: an EventSource that loses the connection before the next
+                # token comes back with it, and does not ask again.
+                self.stream.send(encode_chunk(encode_id(f"{reply.id}:{offset}")))
+            while self.over is None:
+                await self.stream.drain()
+                if self._offset < reply.length:
+                    self._send(reply.text[self._offset : self._offset + CATCH_UP_CHARS])
+                elif isinstance(reply.state, Ended):
+                    await self.stream.write_eof(self._last_event(reply, reply.state))
+                    return
+                else:
+                    if self._offset == reply.length:
+                        reply.follow(self)
+                    await self._news()
+            if isinstance(self.over, Cut):
+                await self.stream.write_eof(cut_event(self.over))
+        except ClientGone:
+            self.leave()
+
+    def _last_event(self, reply: Reply, ended: Ended) -> bytes:
+        if self._offset > reply.length:
+            return lost_event(self._offset, reply.length)
+        return last_event(reply, ended.status, numbered=self._numbered)
+
+
+AnyClient = TypeVar("AnyClient", bound=Client)
+
+
+class Readers:
+    """The clients who read, each until they have the last event."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._limit = settings.user_reader_limit
+        self._clients: set[Client] = set()
+        self._count: Counter[Caller] = Counter()
+        self._period_s = min(0.5, settings.heartbeat_s / 10, settings.write_timeout_s / 10)
+
+    @contextmanager
+    def reading(self, caller: Caller, client: AnyClient) -> Iterator[AnyClient]:
+        """Look after a client; in the end it is detached from what it was attached to.
+
+        Raises:
+            ApiError: 429, its user reads as much as they may at once.
+        """
+        reads = self._count[caller]
+        if 0 < self._limit <= reads:
+            message = f"You have {reads} streams open, expected at most {self._limit} at once."
+            raise ApiError(429, "Too many streams", message, headers={"Retry-After": "1"})
+        self._count[caller] += 1
+        self._clients.add(client)
+        try:
+            yield client
+        finally:
+            self._clients.discard(client)
+            self._count[caller] -= 1
+            if not self._count[caller]:
+                del self._count[caller]
+            if client.reply is not None:
+                client.reply.detach(client)
+
+    async def watch(self) -> None:
+        """Ping silent streams, and see which clients are gone. Runs until cancelled."""
+        now_s = asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(self._period_s)
+            for client in list(self._clients):
+                try:
+                    there = client.look(now_s())
+                except Exception:
+                    log.exception("Watch failed")
+                    there = False
+                if not there:
+                    client.leave()
+
+
+READERS: web.AppKey[Readers] = web.AppKey("readers", Readers)
