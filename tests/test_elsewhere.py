@@ -21,8 +21,11 @@ from house import (
     open_house,
     pause,
     read_at_the_door,
+    read_chars,
+    read_pieces,
     read_rest,
     spoken,
+    stop,
     stored,
 )
 from serving import StartServer
@@ -89,6 +92,27 @@ async def test_offset_beyond_the_row_of_a_reply_whose_home_is_silent_is_believed
         assert (status, body["error"]) == (409, "Bad offset")
 
 
+async def test_reader_who_has_more_than_is_known_where_others_read_already_is_not_refused(
+    house: House, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asker, reply_id = await ask(house.home, tenant)
+    seen = await read_pieces(asker, house.model, 2)
+    other = await come_back(house.door, tenant, reply_id, 0)
+    await other.read_head()
+    assert await read_chars(other, len(seen)) == seen
+    calls = Calls(house.home, monkeypatch)
+    calls.lost = {"said"}
+    seen += await read_pieces(asker, house.model, 1)
+    await eventually(lambda: "said" in calls.kinds)
+    # Not told there yet, and not to be asked for by itself for a while.
+    calls.lost = set()
+    reader = await come_back(house.door, tenant, reply_id, len(seen))
+    status, _ = await reader.read_head()
+    assert status == b"HTTP/1.1 200 OK"
+    house.model.go(len(PIECES))
+    assert seen + spoken(events(b"".join(await reader.read_chunks()))) == TEXT
+
+
 @pytest.mark.usefixtures("often")
 async def test_server_that_calls_no_longer_is_taken_for_gone_and_is_heard_again(
     house: House, rows: Rows, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
@@ -153,6 +177,7 @@ async def test_reader_at_a_server_that_drains_is_told_though_home_is_silent(
     assert [event["error"] for event in read] == ["Cut short"]
 
 
+@pytest.mark.usefixtures("often")
 async def test_reply_that_its_own_server_does_not_have_is_503(
     start_server: StartServer, rows: Rows, tenant: Tenant
 ) -> None:
@@ -163,6 +188,8 @@ async def test_reply_that_its_own_server_does_not_have_is_503(
     rows("update messages set server_id = %s where id = %s", door_id, reply_id)
     status, body = await answer(await come_back(house.door, tenant, reply_id, 0))
     assert (status, body["error"]) == (503, "Database unavailable")
+    status, body = await answer(await stop(house.door, tenant, reply_id))
+    assert (status, body["error"]) == (503, "Not stopped")
 
 
 async def test_home_of_a_reply_whose_readers_server_stops_is_told_before_that_is_gone(
@@ -175,6 +202,7 @@ async def test_home_of_a_reply_whose_readers_server_stops_is_told_before_that_is
     await eventually(lambda: house.is_unread(reply_id), timeout_s=2)
 
 
+@pytest.mark.usefixtures("often")
 async def test_reader_elsewhere_of_a_reply_whose_home_stops_is_told_its_end(
     start_server: StartServer, rows: Rows, tenant: Tenant
 ) -> None:

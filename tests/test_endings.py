@@ -32,6 +32,7 @@ from support import Gated, RawClient, Rows, Tenant, events, eventually, logged, 
 
 from app.models import Conversation
 from app.replies.reply import Closing
+from app.server import BELLS
 from app.storage.db import DatabaseAway
 from app.storage.store import STORE
 
@@ -315,3 +316,27 @@ async def test_reply_that_was_deleted_while_it_ran_ends_without_a_trace(
     assert house.turns.running.total() == 0
     status, _ = await answer(await come_back(house.door, tenant, reply_id, 0))
     assert status == 404
+
+
+async def test_checkpoint_that_is_carried_out_late_takes_nothing_back(
+    start_server: StartServer, rows: Rows, tenant: Tenant
+) -> None:
+    server = await start_server(model=Gated(), checkpoint_s=0)
+    _, reply_id = await ask(server, tenant)
+
+    async def checkpoint(content: str) -> list[str]:
+        row = await server.app[STORE].turn_checkpoint(
+            server_id=server.app[BELLS].server_id,
+            org_ids=[tenant.org_id],
+            reply_ids=[reply_id],
+            contents=[content],
+            channels=[],
+            payloads=[],
+        )
+        return list(row.saved)
+
+    assert await checkpoint("One two") == [reply_id]
+    # Again, because its answer was lost.
+    assert await checkpoint("One two") == [reply_id]
+    assert await checkpoint("One") == []
+    assert stored(rows, reply_id) == ("streaming", "One two")

@@ -204,6 +204,42 @@ async def test_end_whose_answer_is_lost_is_told_as_it_was_stored(
     assert len(logged(caplog, "Stream completed")) == 1
 
 
+async def test_paused_reply_ends_at_once_when_its_server_stops(
+    start_server: StartServer, rows: Rows, tenant: Tenant
+) -> None:
+    house = await open_house(start_server, False, Gated(pieces=PIECES))
+    reply_id, seen = await pause(house, tenant)
+    await house.turns.drain(3600)
+    assert stored(rows, reply_id) == ("disconnected", seen)
+
+
+async def test_reply_whose_reader_leaves_while_its_server_stops_ends_at_once(
+    start_server: StartServer, rows: Rows, tenant: Tenant
+) -> None:
+    house = await open_house(start_server, False, Gated(pieces=PIECES))
+    client, reply_id = await ask(house.home, tenant)
+    seen = await read_pieces(client, house.model, 2)
+    drain = asyncio.create_task(house.turns.drain(3600))
+    await eventually(lambda: house.turns.stopping)
+    client.reset()
+    await drain
+    assert stored(rows, reply_id) == ("disconnected", seen)
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+async def test_reply_that_is_to_finish_has_the_grace_of_a_stop_though_nobody_reads(
+    start_server: StartServer, rows: Rows, tenant: Tenant, in_time: bool
+) -> None:
+    house = await open_house(start_server, False, Gated(pieces=PIECES), unread="finish")
+    reply_id, seen = await pause(house, tenant)
+    drain = asyncio.create_task(house.turns.drain(3600 if in_time else 0.01))
+    await eventually(lambda: house.turns.stopping)
+    if in_time:
+        house.model.go(len(PIECES))
+    await drain
+    assert stored(rows, reply_id) == (("complete", TEXT) if in_time else ("interrupted", seen))
+
+
 async def test_question_that_is_opened_as_its_server_stops_is_interrupted(
     start_server: StartServer, rows: Rows, tenant: Tenant
 ) -> None:

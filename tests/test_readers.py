@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestServer
@@ -144,6 +146,43 @@ async def test_reader_who_comes_back_before_the_last_one_has_left_keeps_the_mode
         house.model.go()
         seen += await read_chars(readers[0], 1)
     assert seen == "".join(PIECES[:5])
+
+
+async def test_readers_who_come_and_go_at_random_at_all_servers_miss_nothing_and_hear_nothing_twice(
+    start_server: StartServer, rows: Rows, tenant: Tenant
+) -> None:
+    words = [f"{i} ①🙂 " if i % 7 else f"{i}\n\n" for i in range(150)]
+
+    async def model(conversation: Conversation) -> AsyncIterator[str]:
+        for word in words:
+            yield word
+            await asyncio.sleep(0.005)
+
+    servers = [await hears(await start_server(model=model, write_timeout_s=0.5)) for _ in range(3)]
+    _, reply_id = await ask(servers[0], tenant)
+    rng = random.Random(7)
+
+    async def read() -> tuple[str, dict[str, Any]]:
+        text = ""
+        while True:
+            reader = await come_back(rng.choice(servers), tenant, reply_id, len(text))
+            status, _ = await reader.read_head()
+            assert status == b"HTTP/1.1 200 OK"
+            for _ in range(rng.randrange(2, 60)):
+                for event in events(await reader.read_chunk()):
+                    if event.get("done") is not False:
+                        return text, event
+                    text += event["token"]
+            if rng.random() < 0.5:
+                reader.reset()
+            else:
+                reader.writer.close()
+
+    whole = "".join(words)
+    async with asyncio.timeout(30):
+        for text, last in await asyncio.gather(*(read() for _ in range(30))):
+            assert (text, last["fullText"]) == (whole, whole)
+    assert stored(rows, reply_id) == ("complete", whole)
 
 
 async def test_reader_who_leaves_at_the_end_changes_nothing(

@@ -182,7 +182,7 @@ async def ask(
         earlier_id = await earlier_turn(request, opened, key, asked)
         if earlier_id is not None:
             reply = await request.app[ELSEWHERE].attach(caller, earlier_id, client)
-            if reply is None:
+            if reply is None or not await request.app[MIRRORS].is_known(reply):
                 raise undone()
             return reply
         running_id, home_id = opened.running_id, opened.running_server_id

@@ -28,7 +28,7 @@ CALL_AGAIN_S = 1.0
 # How often rows are looked at; readers see no shorter gaps.
 LOOK_S = 0.1
 
-# How long a row may take to have what a reply has: who read on at home a moment ago knows of more.
+# How long home has to answer, and a row to have what its reply has: who has just read at home knows of more.
 ANSWER_S = 2.0
 
 
@@ -62,6 +62,15 @@ class Mirrors:
         client.attach(mirror.reply)
         self._news.set()
         return mirror.reply
+
+    async def is_known(self, reply: Reply) -> bool:
+        """Wait for a reply's home to say that it has the reply; return False if it may yet be taken back."""
+        mirror = self._mirrors.get(reply.id)
+        if mirror is None or mirror.reply is not reply or reply.length:
+            return True
+        with suppress(TimeoutError):
+            await asyncio.wait_for(mirror.answered.wait(), ANSWER_S)
+        return mirror.answered.is_set()
 
     async def is_shorter(self, reply: Reply, offset: int) -> bool:
         """Return whether a reply has less than `offset`; where that is not known yet, it is not said to."""

@@ -13,7 +13,7 @@ from app.errors import stopping
 from app.models import Conversation, Model
 from app.replies.lease import Lease
 from app.replies.reader import Client
-from app.replies.reply import Ended, Reply, Unread
+from app.replies.reply import END_AT_ONCE, Ended, Reply, Unread
 from app.replies.saves import Saves
 from app.replies.tasks import Tasks
 from app.replies.turn import Turn, alternate
@@ -126,12 +126,14 @@ class Turns:
     async def drain(self, grace_s: float) -> None:
         """Refuse new turns, let those that run end by themselves for `grace_s`, then end the rest.
 
-        Those that are held end at once. A second call does nothing.
+        Those that would be held for a reader end at once. A second call does nothing.
         """
         if self.stopping:
             return
         self.stopping = True
         for turn in list(self._turns.values()):
+            if turn.reply.unread.held:
+                turn.reply.unread = END_AT_ONCE
             if turn.reply.is_held:
                 turn.end("disconnected")
         with suppress(TimeoutError):
