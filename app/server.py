@@ -29,7 +29,7 @@ from app.replies.reader import READERS, Readers
 from app.replies.remotes import Remotes
 from app.replies.reply import STOPPING
 from app.replies.saves import Saves
-from app.replies.tasks import Tasks, repeat
+from app.replies.tasks import Tasks, in_background, repeat
 from app.replies.turns import TURNS, Turns
 from app.settings import SETTINGS, Settings
 from app.storage.db import DATABASE, Database, DatabaseAway
@@ -39,8 +39,6 @@ log = logging.getLogger(__name__)
 
 # For requests that are no turns, once the turns have ended: reads, half-sent bodies.
 SHUTDOWN_TIMEOUT_S = 1.0
-
-CANCEL_AGAIN_S = 0.5
 
 # How often what is old is forgotten.
 SWEEP_S = 60.0
@@ -129,13 +127,8 @@ async def keep_turns(app: web.Application) -> AsyncIterator[None]:
     ]
     if settings.checkpoint_s:
         work.append(repeat(turns.checkpoint, settings.checkpoint_s))
-    background = {asyncio.create_task(each) for each in work}
-    yield
-    while background:
-        for task in background:
-            task.cancel()
-        # Again: wait_for of Python 3.11, on which aiopg builds, forgets a cancellation that comes with its result.
-        _, background = await asyncio.wait(background, timeout=CANCEL_AGAIN_S)
+    async with in_background(work):
+        yield
     tasks.run(mirrors.leave())
     await turns.finish(settings.db_timeout_s)
     await database.close()

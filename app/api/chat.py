@@ -167,15 +167,9 @@ async def ask(
     asked = hashlib.sha256(json.dumps([question.message, str(question.chat_id)]).encode()).digest()
     request.app[LIMITS].admit(caller)
     for _ in range(ASK_TRIES):
+        row = {"chat_id": question.chat_id, "key": key, "asked": asked}
         opened = await request.app[TURNS].open(
-            caller,
-            question.message,
-            reply_id or str(uuid4()),
-            client,
-            unread,
-            chat_id=question.chat_id,
-            key=key,
-            asked=asked,
+            caller, question.message, reply_id or str(uuid4()), client, unread, **row
         )
         if isinstance(opened, Reply):
             return opened

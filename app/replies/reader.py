@@ -37,7 +37,8 @@ class Client:
         self.over: Over = None
         self.reply: Reply | None = None
         self._transport = request.transport
-        self._woken = asyncio.Event()
+        # Done once there is something to look at. (An Event would take three times the memory of a future.)
+        self._woken = asyncio.get_running_loop().create_future()
 
     def attach(self, reply: Reply) -> None:
         self.reply = reply
@@ -47,7 +48,8 @@ class Client:
         return False
 
     def wake(self) -> None:
-        self._woken.set()
+        if not self._woken.done():
+            self._woken.set_result(None)
 
     def cut(self, why: Cut) -> None:
         self._end(why)
@@ -57,11 +59,11 @@ class Client:
 
     def _end(self, over: Over) -> None:
         self.over = self.over or over
-        self._woken.set()
+        self.wake()
 
     async def _news(self) -> None:
-        await self._woken.wait()
-        self._woken.clear()
+        await self._woken
+        self._woken = asyncio.get_running_loop().create_future()
 
     def look(self, now_s: float) -> bool:
         """Return whether the client is still there. `now_s` is the event loop's time."""

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from app.models import excerpt
+from app.replies.lease import now_s
 from app.replies.reply import AWAY, Closing, Ended, Reply
 from app.storage import FinalStatus
 from app.storage.db import DatabaseAway
@@ -45,8 +46,8 @@ class Saves:
         self._history_limit = history_limit
         # Those whose end could not be stored yet.
         self._owed: list[Turn] = []
-        # Turns of which nobody knows whether they were opened: whose they are, and until when (by the event loop's
-        # clock) they are looked for.
+        # Turns of which nobody knows whether they were opened: whose they are, and until when (by
+        # `now_s`) they are looked for.
         self._doubtful: dict[str, tuple[Caller, float]] = {}
         # One checkpoint at a time, so that no text is overtaken by an earlier one.
         self._order = asyncio.Lock()
@@ -74,7 +75,7 @@ class Saves:
                 )
             except DatabaseAway as exc:
                 if exc.sent:
-                    self._doubt(reply_id, caller)
+                    self._doubtful[reply_id] = (caller, late_s())
                 raise
             if not opened.overtaken:
                 break
@@ -179,19 +180,21 @@ class Saves:
             for reply_id, (caller, until_s) in list(self._doubtful.items()):
                 await self._undo(reply_id, caller, until_s)
 
-    def _doubt(self, reply_id: str, caller: Caller) -> None:
-        self._doubtful[reply_id] = (caller, asyncio.get_running_loop().time() + LATE_OPEN_S)
-
     async def _undo(self, reply_id: str, caller: Caller, until_s: float) -> None:
         try:
             undone = await self._store.turn_undo(
                 org_id=caller.org_id, reply_id=reply_id, server_id=self._server_id
             )
         except DatabaseAway:
-            self._doubt(reply_id, caller)
+            self._doubtful[reply_id] = (caller, late_s())
             raise
-        if undone or asyncio.get_running_loop().time() > until_s:
+        if undone or now_s() > until_s:
             self._doubtful.pop(reply_id, None)
+
+
+def late_s() -> float:
+    """Return until when, by `now_s`, a statement may be carried out whose answer was not waited for."""
+    return now_s() + LATE_OPEN_S
 
 
 def batches(turns: Iterable[Turn]) -> Iterator[list[Turn]]:

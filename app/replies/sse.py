@@ -13,6 +13,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_writer import HttpVersion11, StreamWriter
+from multidict import CIMultiDict
 
 # Built once: json.dumps() with separators makes a new encoder at every call.
 encode_json = json.JSONEncoder(separators=(",", ":")).encode
@@ -47,6 +48,8 @@ def encode_chunk(data: bytes) -> bytes:
 def decode_chunk(chunk: bytes) -> bytes:
     return chunk[chunk.index(b"\n") + 1 : -2]
 
+
+NO_HEADERS: CIMultiDict[str] = CIMultiDict()
 
 PING = encode_chunk(b": ping\n\n")
 
@@ -92,6 +95,8 @@ class EventStream(web.StreamResponse):
             self._transport = writer.transport
             self._protocol = writer.protocol
             self._chunked = writer.chunked
+            # They are sent: a kilobyte for each stream that runs.
+            self._headers = NO_HEADERS
         return writer
 
     def send(self, chunk: bytes) -> bool:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager
 from typing import Any
 
 from app.errors import ApiError
+
+CANCEL_AGAIN_S = 0.5
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +30,18 @@ class Tasks:
         """Wait for what is under way."""
         if self._running:
             await asyncio.wait(self._running, timeout=timeout_s)
+
+
+@asynccontextmanager
+async def in_background(works: Iterable[Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """Run each in a task of its own, until the block is left; they have ended then."""
+    tasks = {asyncio.create_task(work) for work in works}
+    yield
+    while tasks:
+        for task in tasks:
+            task.cancel()
+        # Again: wait_for of Python 3.11, on which aiopg builds, forgets a cancellation that comes with its result.
+        _, tasks = await asyncio.wait(tasks, timeout=CANCEL_AGAIN_S)
 
 
 async def repeat(work: Callable[[], Awaitable[None]], every_s: float) -> None:

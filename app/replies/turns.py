@@ -70,23 +70,26 @@ class Turns:
                 self._count(caller, -1)
         if opened.chat_id is None:
             return opened
-        turn = self._turns[reply_id] = Turn(
-            caller,
-            reply_id,
-            opened,
-            unread=unread,
-            limit_chars=self._settings.reply_limit_chars,
-            lease=self._lease,
-            saves=self._saves,
-            tasks=self._tasks,
-            over=self._over,
-        )
+        turn = self._turns[reply_id] = self._new_turn(caller, reply_id, opened, unread)
         client.attach(turn.reply)
         if self.stopping:
             turn.end("interrupted")
             raise stopping()
         turn.start(self._model, Conversation(alternate(opened.history, message), client.reads_along))
         return turn.reply
+
+    def _new_turn(self, caller: Caller, reply_id: str, opened: OpenedTurn, unread: Unread) -> Turn:
+        return Turn(
+            caller,
+            reply_id,
+            opened,
+            unread,
+            self._settings.reply_limit_chars,
+            lease=self._lease,
+            saves=self._saves,
+            tasks=self._tasks,
+            over=self._over,
+        )
 
     def _over(self, turn: Turn) -> None:
         self._count(turn.caller, -1)
