@@ -126,7 +126,8 @@ async def keep_turns(app: web.Application) -> AsyncIterator[None]:
         repeat(partial(sweep, store, limits), SWEEP_S),
     ]
     if settings.checkpoint_s:
-        work.append(repeat(turns.checkpoint, settings.checkpoint_s))
+        # A turn that is shorter than CHECKPOINT_S costs no statement more.
+        work.append(repeat(turns.checkpoint, settings.checkpoint_s / 5))
     async with in_background(work):
         yield
     tasks.run(mirrors.leave())

@@ -34,6 +34,7 @@ class Turn(Protocol):
     caller: Caller
     reply: Reply
     stored_chars: int
+    stored_at_s: float
 
     def end(self, status: FinalStatus) -> None: ...
     def ended(self, status: FinalStatus) -> None: ...
@@ -98,7 +99,7 @@ class Saves:
                 await self._checkpoint(last, bells)
 
     async def _checkpoint(self, batch: Sequence[Turn], bells: Sequence[tuple[str, str]] = ()) -> None:
-        texts = {turn.reply.id: turn.reply.text for turn in batch}
+        texts, at_s = {turn.reply.id: turn.reply.text for turn in batch}, asyncio.get_running_loop().time()
         try:
             row = await self._store.turn_checkpoint(
                 server_id=self._server_id,
@@ -123,7 +124,7 @@ class Saves:
         saved = set(row.saved)
         for turn in batch:
             if turn.reply.id in saved:
-                turn.stored_chars = len(texts[turn.reply.id])
+                turn.stored_chars, turn.stored_at_s = len(texts[turn.reply.id]), at_s
             else:
                 turn.end("interrupted")
 

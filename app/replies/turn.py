@@ -54,8 +54,9 @@ class Turn:
         )
         # What the model knew of its length beforehand, for the log.
         self.total_pieces: int | None = None
-        # The code points that its row has.
+        # The code points that its row has, and since when (by the event loop's clock).
         self.stored_chars = 0
+        self.stored_at_s = asyncio.get_running_loop().time()
         self._lease = lease
         self._saves = saves
         self._tasks = tasks

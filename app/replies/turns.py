@@ -109,8 +109,10 @@ class Turns:
             self._turns.pop(turn.reply.id, None)
 
     async def checkpoint(self) -> None:
-        """Store what has grown."""
-        await self._saves.checkpoint([turn for turn in self._turns.values() if turn.has_grown])
+        """Store what has grown, of those whose last checkpoint is CHECKPOINT_S ago."""
+        before_s = asyncio.get_running_loop().time() - self._settings.checkpoint_s
+        due = [turn for turn in self._turns.values() if turn.has_grown and turn.stored_at_s <= before_s]
+        await self._saves.checkpoint(due)
 
     async def prove(self) -> None:
         """End what others have closed while this server could not show that it lives.
