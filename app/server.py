@@ -27,11 +27,11 @@ from app.replies.lease import GUARD_S, Lease
 from app.replies.mirrors import MIRRORS, Mirrors
 from app.replies.reader import READERS, Readers
 from app.replies.remotes import Remotes
-from app.replies.reply import STOPPING
 from app.replies.saves import Saves
 from app.replies.tasks import Tasks, in_background, repeat
 from app.replies.turns import TURNS, Turns
 from app.settings import SETTINGS, Settings
+from app.statuses import STOPPING
 from app.storage.db import DATABASE, Database, DatabaseAway
 from app.storage.store import DEMO_ORG_ID, DEMO_USER_ID, STORE, Store
 

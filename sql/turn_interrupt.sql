@@ -1,9 +1,12 @@
--- Close the replies of servers that are no more, and tell which servers seem to be: nobody holds their lock.
--- takes:   given_up (numbers of the servers whose replies are to be closed if they still seem to be gone)
--- returns: rows, one for each server with running replies and without its lock (server_id, closed: how many were)
+-- Close the replies of servers that are no more, and tell which servers seem to be: nobody holds their lock, or its
+-- holder has said nothing for a while.
+-- takes:   given_up (numbers of the servers whose replies are to be closed if they still seem to be gone),
+--          silence_s (seconds; a server takes its lock again each second)
+-- returns: rows, one for each server with running replies that seems to be gone (server_id, closed: how many were)
 -- repeat:  yes
 --
--- A server that lives takes its lock again within a moment of losing its connection, or of a restart of PostgreSQL.
+-- A server that lives takes its lock again within a moment of losing its connection, or of a restart of PostgreSQL. One
+-- that is frozen keeps both. The silence is measured by PostgreSQL's clock alone; a step of it is over by the next look.
 with missing as (
     select org_id, id, server_id
     from messages
@@ -12,9 +15,16 @@ with missing as (
             -- A lock on one 64-bit number is shown as its two halves (PostgreSQL manual, pg_locks).
             select classid::bigint << 32 | objid::bigint
             from pg_locks
+            left join pg_stat_activity
+                on pg_stat_activity.pid = pg_locks.pid
             where locktype = 'advisory'
                 and objsubid = 1
                 and database = (select oid from pg_database where datname = current_database())
+                and coalesce(
+                    state_change > clock_timestamp() - make_interval(secs => %(silence_s)s::float8),
+                    -- Not to be seen by this role.
+                    true
+                )
         )
 ),
 -- In one order, as turn_checkpoint.

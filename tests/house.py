@@ -162,6 +162,12 @@ async def disconnect(house: House, client: RawClient, reply_id: str) -> None:
     await eventually(lambda: house.is_unread(reply_id))
 
 
+def lost(offset: int, length: int) -> dict[str, str]:
+    """Return the last event of a client who has more than was kept of a reply."""
+    message = f"offset is {offset}, expected at most {length}, what the reply has."
+    return {"error": "Bad offset", "message": message}
+
+
 async def pause(house: House, tenant: Tenant) -> tuple[str, str]:
     """Ask, read two pieces and leave; return the reply's id and what was read."""
     client, reply_id = await ask(house.home, tenant)

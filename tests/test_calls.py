@@ -67,7 +67,7 @@ async def test_reader_elsewhere_whose_calls_are_lost_misses_nothing(
 async def test_reader_elsewhere_whose_leaving_is_not_heard_of_has_left_after_the_silence(
     house: House, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.replies.remotes.SILENCE_S", 0.5)
+    monkeypatch.setattr("app.replies.remotes.MIRROR_SILENCE_S", 0.5)
     calls = Calls(house.door, monkeypatch)
     calls.lost = {"left"}
     reply_id, reader, _ = await read_at_the_door(house, tenant)

@@ -117,7 +117,7 @@ async def test_reader_who_has_more_than_is_known_where_others_read_already_is_no
 async def test_server_that_calls_no_longer_is_taken_for_gone_and_is_heard_again(
     house: House, rows: Rows, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.replies.remotes.SILENCE_S", 0.5)
+    monkeypatch.setattr("app.replies.remotes.MIRROR_SILENCE_S", 0.5)
     calls = Calls(house.door, monkeypatch)
     reply_id, reader, seen = await read_at_the_door(house, tenant)
     calls.lost = {"read", "left"}
@@ -135,7 +135,7 @@ async def test_server_that_calls_no_longer_is_taken_for_gone_and_is_heard_again(
 async def test_server_that_calls_on_is_not_taken_for_gone(
     house: House, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.replies.remotes.SILENCE_S", 1.5)
+    monkeypatch.setattr("app.replies.remotes.MIRROR_SILENCE_S", 1.5)
     calls = Calls(house.door, monkeypatch)
     reply_id, _, _ = await read_at_the_door(house, tenant)
     [remote] = house.turn(reply_id).reply.readers

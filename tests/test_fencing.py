@@ -16,6 +16,7 @@ from house import (
     ask,
     come_back,
     hears,
+    lost,
     open_house,
     pause,
     read_chars,
@@ -104,9 +105,10 @@ async def test_reply_that_others_have_closed_ends_as_they_closed_it(
             each.reset()
     if found_by != "window":
         read = events(b"".join(await client.read_chunks()))
-        assert read[-1] == INTERRUPTED
+        seen += spoken(read)
+        assert read[-1] == lost(len(seen), len(left))
         _, read = await read_rest(reader)
-        assert read[-1] == INTERRUPTED
+        assert read[-1] == lost(len(spoken(read)), len(left))
     await eventually(lambda: house.turns.running.total() == 0)
     await house.model.closed.wait()
     assert stored(rows, reply_id) == ("interrupted", left)
@@ -123,12 +125,12 @@ async def test_stop_of_a_reply_that_others_have_closed_is_answered_as_they_close
 ) -> None:
     house = await open_house(start_server, elsewhere, Gated(pieces=PIECES))
     client, reply_id = await ask(house.home, tenant)
-    await read_pieces(client, house.model, 2)
+    seen = await read_pieces(client, house.model, 2)
     interrupt(rows, reply_id)
     for server in (house.door, house.home):
         ended = (200, {"message_id": reply_id, "status": "interrupted"})
         assert await answer(await stop(server, tenant, reply_id)) == ended
-    assert events(b"".join(await client.read_chunks())) == [INTERRUPTED]
+    assert events(b"".join(await client.read_chunks())) == [lost(len(seen), 0)]
     assert stored(rows, reply_id) == ("interrupted", "")
 
 
@@ -201,7 +203,7 @@ async def test_server_that_wakes_and_finds_a_reply_closed_says_no_further_word_o
     house.model.go(2)
     await eventually(lambda: house.model.said == 3)
     lock.is_lost = False
-    assert events(b"".join(await client.read_chunks())) == [INTERRUPTED]
+    assert events(b"".join(await client.read_chunks())) == [lost(len(PIECES[0]), 0)]
     assert stored(rows, reply_id) == ("interrupted", "")
     assert (await answer(await stop(house.door, tenant, reply_id)))[1]["status"] == "interrupted"
     # What others left alone goes on.

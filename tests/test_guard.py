@@ -34,7 +34,7 @@ class FakeStore:
             raise DatabaseAway(sent=False)
         self.beats += 1
 
-    async def turn_interrupt(self, given_up: Sequence[int]) -> list[Missing]:
+    async def turn_interrupt(self, given_up: Sequence[int], silence_s: float) -> list[Missing]:
         if self.looks_fail:
             raise DatabaseAway(sent=False)
         self.given_up.append(given_up)

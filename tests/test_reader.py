@@ -16,8 +16,9 @@ from support import events, logged
 
 from app.errors import ApiError
 from app.replies.reader import Client, EventReader, Readers, WholeReader
-from app.replies.reply import AWAY, Cut, Ended, FinalStatus, Reply
+from app.replies.reply import Ended, Reply
 from app.settings import Settings
+from app.statuses import AWAY, Cut, FinalStatus
 from app.storage.store import Caller
 
 CALLER = Caller("org", "user")

@@ -22,8 +22,8 @@ from psycopg2.extensions import parse_dsn
 from serving import StartServer
 from support import Gated, Rows, Tenant, events, eventually, says
 
-from app.replies.reply import AWAY
 from app.replies.turns import TURNS
+from app.statuses import AWAY
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = {

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from app.replies.reply import Reply
 from app.replies.saves import BATCH_CHARS, Saves, batches
-from app.storage import FinalStatus
+from app.statuses import FinalStatus
 from app.storage.store import Caller
 
 
@@ -30,8 +30,8 @@ class FakeTurn:
     def end(self, status: FinalStatus) -> None:
         self.told.append(status)
 
-    def ended(self, status: FinalStatus) -> None:
-        self.reply.end(status)
+    def ended(self, status: FinalStatus, text: str | None) -> None:
+        self.reply.end(status, text)
 
 
 @given(st.lists(st.sampled_from([0, 1, BATCH_CHARS // 3, BATCH_CHARS, BATCH_CHARS + 1]), max_size=9))
@@ -65,7 +65,7 @@ def new_saves(store: Any) -> Saves:
 async def test_bells_ring_once_all_that_they_tell_of_is_stored() -> None:
     store = FakeStore()
     turns = [FakeTurn(BATCH_CHARS + 1, "a"), FakeTurn(1, "b")]
-    await new_saves(store).checkpoint(turns, [("channel", "payload")])
+    await new_saves(store).store(turns, [("channel", "payload")])
     assert [(each["reply_ids"], each["channels"]) for each in store.statements] == [
         (["a"], []),
         (["b"], ["channel"]),
@@ -76,14 +76,14 @@ async def test_bells_ring_though_there_is_nothing_to_store() -> None:
     store = FakeStore()
     ended = FakeTurn(1)
     ended.reply.end("complete")
-    await new_saves(store).checkpoint([ended], [("channel", "payload")])
-    await new_saves(store).checkpoint([ended])
+    await new_saves(store).store([ended], [("channel", "payload")])
+    await new_saves(store).store([ended])
     assert [(each["reply_ids"], each["channels"]) for each in store.statements] == [([], ["channel"])]
 
 
 async def test_turns_that_others_have_closed_end() -> None:
     a, b = FakeTurn(1, "a"), FakeTurn(2, "b")
-    await new_saves(FakeStore(closed=["b"])).checkpoint([a, b])
+    await new_saves(FakeStore(closed=["b"])).store([a, b])
     assert (a.stored_chars, a.told) == (1, [])
     assert (b.stored_chars, b.told) == (0, ["interrupted"])
 
@@ -97,7 +97,7 @@ async def test_text_that_is_refused_ends_its_reply_alone() -> None:
 
     store = Refuses()
     a, b, c = (FakeTurn(1, reply_id) for reply_id in "abc")
-    await new_saves(store).checkpoint([a, b, c], [("channel", "payload")])
+    await new_saves(store).store([a, b, c], [("channel", "payload")])
     assert [(each["reply_ids"], each["channels"]) for each in store.statements] == [
         (["a"], []),
         (["c"], []),

@@ -33,6 +33,7 @@ VALUES: dict[str, Any] = {
     "lifetime_s": 60.0,
     "age_s": 3600.0,
     "given_up": [1],
+    "silence_s": 5.0,
     "org_ids": [str(uuid4())],
     "reply_ids": [str(uuid4())],
     "contents": ["Hi"],

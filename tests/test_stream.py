@@ -378,7 +378,7 @@ async def test_model_that_hangs_when_it_is_closed_is_given_up(
         async def aclose(self) -> None:
             await asyncio.Event().wait()
 
-    monkeypatch.setattr("app.replies.turn.MODEL_CLOSE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("app.models.CLOSE_TIMEOUT_S", 0.05)
     client = await aiohttp_client(await start_server(model=Hanging))
     response = await client.post("/chat/stream", json={"message": "Hi"}, headers=tenant.headers)
     assert events(await response.read())[-1]["fullText"] == "word "

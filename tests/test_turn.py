@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import Gated, logged, says
 
-from app.models import Conversation, Message, Model
+from app.models import Conversation, Message, Model, alternate
 from app.replies.lease import LEASE_S, Lease
 from app.replies.reply import FINISH, Closing, Ended, Unread, Waiter
 from app.replies.tasks import Tasks
-from app.replies.turn import PIECES_BEFORE_YIELD, Turn, alternate
-from app.storage import FinalStatus
+from app.replies.turn import PIECES_BEFORE_YIELD, Turn
+from app.statuses import FinalStatus
 from app.storage.store import Caller
 
 # Turns as they are stored: a reply may have no text, a question has.
@@ -67,9 +67,9 @@ class FakeSaves:
 
     async def close(self, turn: Turn) -> None:
         assert isinstance(turn.reply.state, Closing)
-        turn.ended(turn.reply.state.status)
+        turn.ended(turn.reply.state.status, None)
 
-    async def try_checkpoint(self, turns: Sequence[Turn]) -> None:
+    async def try_store(self, turns: Sequence[Turn]) -> None:
         for turn in turns:
             turn.stored_chars = turn.reply.length
 
@@ -220,7 +220,7 @@ async def test_model_that_does_not_close_is_not_waited_for(
         async def aclose(self) -> None:
             await asyncio.Event().wait()
 
-    monkeypatch.setattr("app.replies.turn.MODEL_CLOSE_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("app.models.CLOSE_TIMEOUT_S", 0.01)
     assert await speak(new_turn(lease), lambda conversation: Stubborn()) == "complete"
     assert len(logged(caplog, "Model did not close")) == 1
 

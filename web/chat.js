@@ -522,6 +522,11 @@ async function readAll(mine, response, retry = null) {
                 reply.end(error.title === 'Stopped' || mine.stopped ? 'stopped' : 'disconnected');
                 return;
             }
+            if (error.title === 'Bad offset') {
+                // Less was stored than is here.
+                lookUp(reply);
+                return;
+            }
             if (reply.text.length > had) tries = unanswered = 0;
             const busy = error.title === 'Cut short' || error.status === 503;
             unanswered = busy ? 0 : unanswered + 1;

@@ -28,12 +28,12 @@ from app.api.limits import LIMITS
 from app.errors import ApiError, stopping, undone, unknown_chat, unknown_reply
 from app.logs import OUTCOME
 from app.replies.elsewhere import ELSEWHERE
-from app.replies.events import bad_offset, failure
 from app.replies.mirrors import MIRRORS
 from app.replies.reader import READERS, Client, EventReader, WholeReader
-from app.replies.reply import END_AT_ONCE, FINISH, STOPPING, TAKEN_BACK, Cut, Ended, Reply, Unread
+from app.replies.reply import END_AT_ONCE, FINISH, Ended, Reply, Unread
 from app.replies.turns import TURNS
 from app.settings import SETTINGS
+from app.statuses import STOPPING, TAKEN_BACK, Cut, bad_offset, failure
 from app.storage.db import DatabaseAway
 from app.storage.store import STORE, OpenedTurn
 

@@ -6,9 +6,16 @@ one place. Closing the generator (`aclose`) must stop the work, and so the bill.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
+
+log = logging.getLogger(__name__)
+
+# For a model to stop its work.
+CLOSE_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,3 +74,27 @@ def excerpt(text: str, *, words: int, chars: int) -> str:
     folded = " ".join(text.split())
     short = " ".join(folded.split(" ", words)[:words])[:chars]
     return short if short == folded else short + "…"
+
+
+async def close(pieces: Reply) -> None:
+    """Let a model stop its work, for a limited time."""
+    try:
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            await pieces.aclose()
+    except Exception:
+        log.exception("Model did not close")
+
+
+def alternate(history: Sequence[dict[str, Any]], question: str) -> list[Message]:
+    """Return what a model is given: roles alternate, and the last message is the question.
+
+    A question whose reply has no text goes out with the one that follows it.
+    """
+    messages: list[Message] = []
+    for said in [*history, {"role": "user", "content": question}]:
+        role, content = said["role"], said["content"]
+        if messages and messages[-1].role == role:
+            content = f"{messages.pop().content}\n\n{content}"
+        if content:
+            messages.append(Message(role, content))
+    return messages

@@ -15,7 +15,7 @@ from app.replies.reader import Client
 from app.replies.remotes import Remotes
 from app.replies.reply import Reply, Waiter
 from app.replies.turns import Turns
-from app.storage import FinalStatus
+from app.statuses import FinalStatus
 from app.storage.db import DatabaseAway
 from app.storage.store import Caller, FoundReply, Store
 

@@ -6,9 +6,9 @@ import hashlib
 import re
 from functools import lru_cache
 
-from app.replies.reply import Cut, Reply
+from app.replies.reply import Reply
 from app.replies.sse import encode_chunk, encode_event, encode_json
-from app.storage import FinalStatus
+from app.statuses import Cut, FinalStatus, bad_offset, failure
 
 # White space before a word travels as an event of its own.
 PART = re.compile(r"\s+|\S+")
@@ -74,19 +74,3 @@ def cut_event(cut: Cut) -> bytes:
 def lost_event(offset: int, length: int) -> bytes:
     """Return the event that ends the stream of a client who has more than was kept of the reply."""
     return encode_event({"error": "Bad offset", "message": bad_offset(offset, length)})
-
-
-def bad_offset(offset: int, length: int) -> str:
-    return f"offset is {offset}, expected at most {length}, what the reply has."
-
-
-def failure(status: FinalStatus) -> str:
-    """Return the sentence that tells a client why it does not get a whole reply."""
-    what = {
-        "complete": "The reply is complete",
-        "failed": "The model failed",
-        "interrupted": "The server is stopping",
-        "disconnected": "The client left",
-        "stopped": "The reply was stopped",
-    }[status]
-    return f"{what}; what it said so far is saved."

@@ -12,6 +12,9 @@ from app.replies.turns import Turns
 from app.storage.db import DatabaseAway
 from app.storage.store import Store
 
+# A server that holds its lock, but has not taken it again for so long, is frozen.
+SILENCE_S = 5.0
+
 log = logging.getLogger(__name__)
 
 
@@ -49,7 +52,7 @@ class Guard:
         """
         given_up = [server_id for server_id, times in self._missing.items() if times >= GIVE_UP_AFTER]
         try:
-            rows = await self._store.turn_interrupt(given_up=given_up)
+            rows = await self._store.turn_interrupt(given_up=given_up, silence_s=SILENCE_S)
         except DatabaseAway:
             self._saves.cut_owed()
             raise

@@ -16,7 +16,8 @@ from aiohttp import web
 from app.replies.bells import Bells, Call
 from app.replies.lease import now_s
 from app.replies.reader import Client
-from app.replies.reply import AWAY, RUNNING, TAKEN_BACK, Cut, Reply
+from app.replies.reply import RUNNING, Reply
+from app.statuses import AWAY, TAKEN_BACK, Cut
 from app.storage.db import DatabaseAway
 from app.storage.store import FoundReply, Store
 
@@ -68,9 +69,10 @@ class Mirrors:
         mirror = self._mirrors.get(reply.id)
         if mirror is None or mirror.reply is not reply or reply.length:
             return True
-        with suppress(TimeoutError):
-            await asyncio.wait_for(mirror.answered.wait(), ANSWER_S)
-        return mirror.answered.is_set()
+        try:
+            return await asyncio.wait_for(mirror.answered.wait(), ANSWER_S)
+        except TimeoutError:
+            return False
 
     async def is_shorter(self, reply: Reply, offset: int) -> bool:
         """Return whether a reply has less than `offset`; where that is not known yet, it is not said to."""

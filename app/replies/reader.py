@@ -13,9 +13,10 @@ from aiohttp import web
 
 from app.errors import ApiError
 from app.replies.events import cut_event, encode_numbered_tokens, last_event, lost_event, tokens_chunk
-from app.replies.reply import Cut, Ended, Reply
+from app.replies.reply import Ended, Reply
 from app.replies.sse import ClientGone, EventStream, encode_chunk, encode_id
 from app.settings import Settings
+from app.statuses import Cut
 from app.storage.store import Caller
 
 log = logging.getLogger(__name__)

@@ -7,17 +7,18 @@ import logging
 from contextlib import suppress
 
 from app.replies.bells import Bells, Call, bell
-from app.replies.reply import Cut, Ended, Waiter
+from app.replies.reply import Ended, Waiter
 from app.replies.saves import Saves
 from app.replies.tasks import Tasks
 from app.replies.turn import Turn
 from app.replies.turns import Turns
+from app.statuses import Cut
 from app.storage.db import DatabaseAway
 
 log = logging.getLogger(__name__)
 
 # A server that mirrors a reply calls each second; one that has not for so long is taken for gone.
-SILENCE_S = 5.0
+MIRROR_SILENCE_S = 5.0
 
 # How often replies that are read elsewhere are stored there to see: ten statements a second, for however many.
 SHARE_S = 0.1
@@ -48,7 +49,7 @@ class RemoteReader:
         """It has called."""
         if self._silence is not None:
             self._silence.cancel()
-        self._silence = asyncio.get_running_loop().call_later(SILENCE_S, self._remotes.lose, self)
+        self._silence = asyncio.get_running_loop().call_later(MIRROR_SILENCE_S, self._remotes.lose, self)
 
     def leave(self) -> None:
         if self._silence is not None:
@@ -107,14 +108,18 @@ class Remotes:
         while True:
             await self._news.wait()
             self._news.clear()
-            untold, self._untold = self._untold, set()
-            said = [
-                bell(reader.server_id, Call("said", reader.turn.reply.id, self._bells.server_id))
-                for reader in untold
-            ]
-            grown = {reader.turn for reader in untold if reader.turn.has_grown}
-            await self._saves.try_checkpoint(grown, said)
-            for reader in untold:
-                if isinstance(reader.turn.reply.state, Ended) and reader in self._readers.values():
-                    self.lose(reader)
+            try:
+                await self._tell_all()
+            except Exception:
+                log.exception("Remotes failed")
             await asyncio.sleep(SHARE_S)
+
+    async def _tell_all(self) -> None:
+        untold, self._untold = self._untold, set()
+        said = [
+            bell(reader.server_id, Call("said", reader.turn.reply.id, self._bells.server_id)) for reader in untold
+        ]
+        await self._saves.try_store({reader.turn for reader in untold if reader.turn.has_grown}, said)
+        for reader in untold:
+            if isinstance(reader.turn.reply.state, Ended) and reader in self._readers.values():
+                self.lose(reader)

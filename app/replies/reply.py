@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
-from app.storage import FinalStatus
+from app.statuses import Cut, FinalStatus
 
 SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 HIGH_SURROGATE = re.compile("[\ud800-\udbff]\\Z")
@@ -40,18 +40,6 @@ class Ended:
 
 
 RUNNING = Running()
-
-
-class Cut(NamedTuple):
-    """What a reader is told who is to read no more here, though the reply may go on."""
-
-    error: str
-    message: str
-
-
-AWAY = Cut("Cut short", "The database did not answer. The reply may go on: come back for the rest.")
-STOPPING = Cut("Cut short", "This server is stopping. The reply may go on: come back for the rest.")
-TAKEN_BACK = Cut("Not stored", "The question was not stored; ask again.")
 
 
 class Reader(Protocol):
@@ -192,9 +180,11 @@ class Reply:
         self.state = Closing(status)
         self._wake_model()
 
-    def end(self, status: FinalStatus) -> None:
-        """It is stored that it ended so."""
+    def end(self, status: FinalStatus, text: str | None = None) -> None:
+        """It is stored that it ended so; with `text`, if others have stored another one."""
         assert not isinstance(self.state, Ended)
+        if text is not None:
+            self.pieces, self.length = [text], len(text)
         self.state = Ended(status)
         for reader in self.readers:
             reader.wake()

@@ -11,8 +11,8 @@ from uuid import uuid4
 
 from app.models import excerpt
 from app.replies.lease import now_s
-from app.replies.reply import AWAY, Closing, Ended, Reply
-from app.storage import FinalStatus
+from app.replies.reply import Closing, Ended, Reply
+from app.statuses import AWAY, FinalStatus
 from app.storage.db import DatabaseAway
 from app.storage.store import Caller, OpenedTurn, Store
 
@@ -37,7 +37,7 @@ class Turn(Protocol):
     stored_at_s: float
 
     def end(self, status: FinalStatus) -> None: ...
-    def ended(self, status: FinalStatus) -> None: ...
+    def ended(self, status: FinalStatus, text: str | None) -> None: ...
 
 
 class Saves:
@@ -82,7 +82,7 @@ class Saves:
                 break
         return opened
 
-    async def checkpoint(self, turns: Iterable[Turn], bells: Sequence[tuple[str, str]] = ()) -> None:
+    async def store(self, turns: Iterable[Turn], bells: Sequence[tuple[str, str]] = ()) -> None:
         """Store what replies have so far, and ring `bells` (channel, payload) once all of it is stored.
 
         Those that others have closed end as their row says.
@@ -94,11 +94,11 @@ class Saves:
             # Those, too, whose end is being stored: who is told that they have said something looks at the row.
             *full, last = batches(turn for turn in turns if not isinstance(turn.reply.state, Ended))
             for batch in full:
-                await self._checkpoint(batch)
+                await self._store_texts(batch)
             if last or bells:
-                await self._checkpoint(last, bells)
+                await self._store_texts(last, bells)
 
-    async def _checkpoint(self, batch: Sequence[Turn], bells: Sequence[tuple[str, str]] = ()) -> None:
+    async def _store_texts(self, batch: Sequence[Turn], bells: Sequence[tuple[str, str]] = ()) -> None:
         texts, at_s = {turn.reply.id: turn.reply.text for turn in batch}, asyncio.get_running_loop().time()
         try:
             row = await self._store.turn_checkpoint(
@@ -117,9 +117,9 @@ class Saves:
             if len(batch) == 1:
                 batch[0].end("failed")
             for turn in batch if len(batch) > 1 else ():
-                await self._checkpoint([turn])
+                await self._store_texts([turn])
             if batch and bells:
-                await self._checkpoint([], bells)
+                await self._store_texts([], bells)
             return
         saved = set(row.saved)
         for turn in batch:
@@ -128,15 +128,31 @@ class Saves:
             else:
                 turn.end("interrupted")
 
-    async def try_checkpoint(self, turns: Iterable[Turn], bells: Sequence[tuple[str, str]] = ()) -> None:
+    async def try_store(self, turns: Iterable[Turn], bells: Sequence[tuple[str, str]] = ()) -> None:
         """The same where the next one will do as well."""
         with suppress(DatabaseAway):
-            await self.checkpoint(turns, bells)
+            await self.store(turns, bells)
+
+    async def prove(self, turns: Sequence[Turn]) -> None:
+        """End the replies that others have closed.
+
+        Raises:
+            DatabaseAway: as it says.
+        """
+        rows = await self._store.reply_look(
+            org_ids=[turn.caller.org_id for turn in turns],
+            reply_ids=[turn.reply.id for turn in turns],
+            lengths=[turn.reply.length for turn in turns],
+        )
+        running = {row.id for row in rows if row.status == "streaming"}
+        for turn in turns:
+            if turn.reply.id not in running:
+                turn.end("interrupted")
 
     async def close(self, turn: Turn) -> None:
         """Store how a reply has ended, and tell its readers; if that cannot be, owe it."""
         try:
-            status = await self._store_end(turn)
+            status, text = await self._store_end(turn)
         except Exception as exc:
             if not isinstance(exc, DatabaseAway):
                 log.exception("Reply not saved", extra={"messageId": turn.reply.id})
@@ -144,16 +160,19 @@ class Saves:
             self._owed.append(turn)
             turn.reply.cut(AWAY)
         else:
-            turn.ended(status)
+            turn.ended(status, text)
 
-    async def _store_end(self, turn: Turn) -> FinalStatus:
-        """Store how a reply ended, unless others have closed it; return how it ended for good."""
+    async def _store_end(self, turn: Turn) -> tuple[FinalStatus, str | None]:
+        """Store how a reply ended, unless others have closed it; return how it ended for good.
+
+        And with what text, if that is another than it has here.
+        """
         reply = turn.reply
         assert isinstance(reply.state, Closing)
         row = {"org_id": turn.caller.org_id, "reply_id": reply.id, "server_id": self._server_id}
         try:
             if await self._store.turn_close(**row, content=reply.text, status=reply.state.status):
-                return reply.state.status
+                return reply.state.status, None
         except DatabaseAway:
             raise
         except Exception:
@@ -163,10 +182,10 @@ class Saves:
         found = await self._store.reply_find(**turn.caller._asdict(), reply_id=reply.id)
         if found is None:
             # Deleted: nobody can be told otherwise.
-            return "failed"
+            return "failed", ""
         if found.status == "streaming":
             raise DatabaseAway(sent=True)
-        return found.status
+        return found.status, found.content if found.content != reply.text else None
 
     def cut_owed(self) -> None:
         """Keep nobody waiting for an end that cannot be stored yet."""

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
-from app.models import Conversation, Message, Model, PushReply
+from app.models import CLOSE_TIMEOUT_S, Conversation, Model, PushReply, close
 from app.models import Reply as ModelReply
 from app.replies.lease import Lease
 from app.replies.reply import RUNNING, Reply, TooLong, Unread
 from app.replies.saves import Saves
 from app.replies.tasks import Tasks
-from app.storage import FinalStatus
+from app.statuses import FinalStatus
 from app.storage.store import Caller, OpenedTurn
 
 log = logging.getLogger(__name__)
-
-# For a model to stop its work.
-MODEL_CLOSE_TIMEOUT_S = 2.0
 
 # A model that never waits would keep the event loop to itself.
 PIECES_BEFORE_YIELD = 32
@@ -90,7 +86,7 @@ class Turn:
             try:
                 await self._take(pieces)
             finally:
-                await close_model(pieces)
+                await close(pieces)
         except TooLong as exc:
             log.warning("Reply too long", extra={"messageId": self.reply.id, "cause": str(exc)})
             status = "failed"
@@ -139,6 +135,8 @@ class Turn:
             self.reply.close(status)
             if self._task is not None:
                 self._task.cancel()
+                # Again, for a model that takes its time to let go.
+                asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, self._task.cancel)
             self._tasks.run(self._close())
 
     async def _close(self) -> None:
@@ -148,9 +146,9 @@ class Turn:
         finally:
             self._over(self)
 
-    def ended(self, status: FinalStatus) -> None:
-        """It is stored that it ended so."""
-        self.reply.end(status)
+    def ended(self, status: FinalStatus, text: str | None) -> None:
+        """It is stored that it ended so; with `text`, if others have stored another one."""
+        self.reply.end(status, text)
         if status == "complete" and self._is_stream:
             said = {"piecesStreamed": len(self.reply.pieces), "totalLength": self.reply.length}
             log.info("Stream completed", extra=said)
@@ -172,30 +170,7 @@ class Turn:
         if window_s == 0:
             self.end("disconnected")
             return
-        self._tasks.run(self._saves.try_checkpoint([self]))
+        if self.has_grown:
+            self._tasks.run(self._saves.try_store([self]))
         if window_s is not None:
             self._window = asyncio.get_running_loop().call_later(window_s, self.end, "disconnected")
-
-
-async def close_model(pieces: ModelReply) -> None:
-    """Let a model stop its work, for a limited time."""
-    try:
-        async with asyncio.timeout(MODEL_CLOSE_TIMEOUT_S):
-            await pieces.aclose()
-    except Exception:
-        log.exception("Model did not close")
-
-
-def alternate(history: Sequence[dict[str, Any]], question: str) -> list[Message]:
-    """Return what a model is given: roles alternate, and the last message is the question.
-
-    A question whose reply has no text goes out with the one that follows it.
-    """
-    messages: list[Message] = []
-    for said in [*history, {"role": "user", "content": question}]:
-        role, content = said["role"], said["content"]
-        if messages and messages[-1].role == role:
-            content = f"{messages.pop().content}\n\n{content}"
-        if content:
-            messages.append(Message(role, content))
-    return messages

@@ -10,13 +10,13 @@ from typing import Any
 from aiohttp import web
 
 from app.errors import stopping
-from app.models import Conversation, Model
+from app.models import Conversation, Model, alternate
 from app.replies.lease import Lease
 from app.replies.reader import Client
 from app.replies.reply import END_AT_ONCE, Ended, Reply, Unread
 from app.replies.saves import Saves
 from app.replies.tasks import Tasks
-from app.replies.turn import Turn, alternate
+from app.replies.turn import Turn
 from app.settings import Settings
 from app.storage.store import Caller, OpenedTurn
 
@@ -112,7 +112,7 @@ class Turns:
         """Store what has grown, of those whose last checkpoint is CHECKPOINT_S ago."""
         before_s = asyncio.get_running_loop().time() - self._settings.checkpoint_s
         due = [turn for turn in self._turns.values() if turn.has_grown and turn.stored_at_s <= before_s]
-        await self._saves.checkpoint(due)
+        await self._saves.store(due)
 
     async def prove(self) -> None:
         """End what others have closed while this server could not show that it lives.
@@ -120,7 +120,7 @@ class Turns:
         Raises:
             DatabaseAway: as it says.
         """
-        await self._saves.checkpoint(list(self._turns.values()))
+        await self._saves.prove(list(self._turns.values()))
 
     async def settle(self) -> None:
         """Store what is owed, as far as the database allows."""

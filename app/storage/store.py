@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 from aiohttp import web
 
 from app.errors import StartError
-from app.storage import FinalStatus
+from app.statuses import FinalStatus
 from app.storage.db import Database
 from app.storage.statements import Statement, listed
 

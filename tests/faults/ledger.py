@@ -24,10 +24,9 @@ import psutil
 import psycopg2
 from support import Rows, Tenant, eventually
 
+from app.models import alternate
 from app.models.simulated import compose
-from app.replies.events import failure
-from app.replies.turn import alternate
-from app.storage import FinalStatus
+from app.statuses import FinalStatus, failure
 
 # `make faults` sets FAULTS=full: the same tests, at length.
 FULL = os.environ.get("FAULTS") == "full"
