@@ -15,9 +15,6 @@ from pythonjsonlogger.json import JsonFormatter
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
-# When the request came, by the event loop's clock.
-CAME_S: web.RequestKey[float] = web.RequestKey("came_s", float)
-
 # How a stream ended, for the "Request completed" line.
 OUTCOME: web.RequestKey[str] = web.RequestKey("outcome", str)
 

@@ -66,7 +66,8 @@ continued as (
     update chats
     set message_count = chats.message_count + 2
     from admitted
-    where chats.org_id = %(org_id)s and chats.id = admitted.chat_id
+    -- The parameter, not admitted.chat_id: with few rows known of, the planner would look through all chats of the org.
+    where chats.org_id = %(org_id)s and chats.id = %(chat_id)s::uuid
 ),
 question as (
     insert into messages (org_id, id, chat_id, position, role, content, status, finished_at)
@@ -88,11 +89,11 @@ select
     reply.created_at,
     (
         select coalesce(json_agg(json_build_object('role', role, 'content', content) order by position), '[]')
-        from messages, admitted
-        where messages.org_id = %(org_id)s
-            and messages.chat_id = admitted.chat_id
-            -- An even number of them, so that the first one is a question.
-            and messages.position > admitted.message_count - %(history_limit)s::integer / 2 * 2
+        from messages
+        where org_id = %(org_id)s
+            and chat_id = %(chat_id)s::uuid
+            -- An even number of them, so that the first one is a question. None, if nothing was stored.
+            and position > (select message_count from admitted) - %(history_limit)s::integer / 2 * 2
     ) as history,
     (select id from last_reply where status = 'streaming') as running_id,
     (select server_id from last_reply where status = 'streaming') as running_server_id

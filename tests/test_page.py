@@ -1220,7 +1220,7 @@ async def test_proxy_that_buffers_is_called_so(
         warning = page.locator("#burst")
         await expect(warning).to_have_text(
             re.compile(
-                r"^\d+ tokens arrived at once after \d+ ms of silence: something between you and the server, "
+                r"^\d+ words arrived at once after \d+ ms of silence: something between you and the server, "
                 r"likely a proxy, is buffering\.$"
             )
         )
@@ -1239,8 +1239,8 @@ async def test_burst_is_many_tokens_at_once_after_a_silence_and_most_of_the_repl
         ([(20, 1), (40, 1), (60, 1)], ""),
         ([(400, 4), (800, 4), (1200, 4)], ""),
         ([(10, 300), (20, 300)], ""),
-        ([(300, 5)], "5 tokens arrived at once after 300 ms"),
-        ([(300, 9), (600, 12), (900, 7)], "12 tokens arrived at once after 300 ms"),
+        ([(300, 5)], "5 words arrived at once after 300 ms"),
+        ([(300, 9), (600, 12), (900, 7)], "12 words arrived at once after 300 ms"),
         # One hiccup of the network, in an otherwise steady stream.
         ([*((20 * n, 1) for n in range(1, 40)), (1800, 30)], ""),
         # A heartbeat is a sign of life.

@@ -133,7 +133,7 @@ def test_error_event_shown_is_the_one_sent() -> None:
 
 
 def test_last_events_are_those_of_the_code() -> None:
-    events_code = (ROOT / "app/replies/events.py").read_text() + (ROOT / "app/replies/reply.py").read_text()
+    events_code = (ROOT / "app/replies/events.py").read_text() + (ROOT / "app/statuses.py").read_text()
     said = set(re.findall(r'(?:"error": |Cut\(|error = |else )"([A-Z][a-z ]+)"', events_code))
     listed = {error.strip("`") for error, *_ in table("web/README.md", "The last event")}
     document = json.loads((ROOT / "web/openapi.json").read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from app.storage.db import Database
 from app.storage.statements import Statement, load, parse
 from app.storage.store import Store
 
+ORG_ALONE = re.compile(r"\(org_id = [^()]+\)")
 TABLES = {"orgs", "users", "chats", "messages", "turn_keys", "tickets"}
 STATEMENTS = load()
 
@@ -78,6 +80,9 @@ def test_statement_reads_no_whole_table(cursor: Any, name: str) -> None:
             # An index read from one end to the other is no better, but for that of the few open replies.
             whole = "Scan" in node["Node Type"] and "Index Cond" not in node and "Recheck Cond" not in node
             assert not whole or node.get("Index Name") == "messages_running", node
+            # Nor, where a turn begins, all that an org has.
+            org_alone = ORG_ALONE.fullmatch(node.get("Index Cond", node.get("Recheck Cond", "")))
+            assert not (org_alone and name == "turn_open"), node
 
 
 @pytest.mark.parametrize(

@@ -352,7 +352,7 @@ const meter = {
         const { worst } = this;
         const buffered = worst !== null && this.burstTokens * 2 >= this.tokens;
         write($('burst'), buffered
-            ? `${worst.tokens} tokens arrived at once after ${inMs(worst.silence)} of silence: ` +
+            ? `${worst.tokens} words arrived at once after ${inMs(worst.silence)} of silence: ` +
               'something between you and the server, likely a proxy, is buffering.'
             : '');
         this.drawGaps();

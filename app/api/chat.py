@@ -223,7 +223,7 @@ def note_end(request: web.Request, reader: EventReader, reply: Reply) -> None:
 
 def log_disconnect(request: web.Request, reply: Reply) -> None:
     turn = request.app[TURNS].find(reply.id)
-    extra = {"piecesStreamed": len(reply.pieces)}
+    extra: dict[str, object] = {"messageId": reply.id, "piecesStreamed": len(reply.pieces)}
     if turn is not None and turn.total_pieces is not None:
         extra["totalPieces"] = turn.total_pieces
     log.warning("Client disconnected during stream", extra=extra)

@@ -82,7 +82,8 @@ class Turn:
             self.total_pieces = getattr(pieces, "total_pieces", None)
             if conversation.stream:
                 length = getattr(pieces, "text_length", None)
-                log.info("Starting stream", extra={} if length is None else {"textLength": length})
+                known = {} if length is None else {"textLength": length}
+                log.info("Starting stream", extra={"messageId": self.reply.id, **known})
             try:
                 await self._take(pieces)
             finally:
@@ -93,7 +94,7 @@ class Turn:
         except (Exception, asyncio.CancelledError):
             # Of a reply that runs, a CancelledError is not ours: what the model waited for was cancelled.
             if self.reply.state is RUNNING:
-                said = {"piecesStreamed": len(self.reply.pieces)}
+                said = {"messageId": self.reply.id, "piecesStreamed": len(self.reply.pieces)}
                 log.exception("Stream failed" if conversation.stream else "Reply failed", extra=said)
             status = "failed"
         if self.reply.state is RUNNING:
@@ -149,8 +150,14 @@ class Turn:
     def ended(self, status: FinalStatus, text: str | None) -> None:
         """It is stored that it ended so; with `text`, if others have stored another one."""
         self.reply.end(status, text)
-        if status == "complete" and self._is_stream:
-            said = {"piecesStreamed": len(self.reply.pieces), "totalLength": self.reply.length}
+        said = {
+            "messageId": self.reply.id,
+            "piecesStreamed": len(self.reply.pieces),
+            "totalLength": self.reply.length,
+        }
+        if status != "complete":
+            log.info("Reply ended", extra={**said, "outcome": status})
+        elif self._is_stream:
             log.info("Stream completed", extra=said)
 
     def make_way(self) -> bool:
