@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
+import weakref
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -229,3 +231,16 @@ async def test_reply_that_is_too_long_has_failed(lease: Lease) -> None:
     turn = new_turn(lease, limit_chars=3)
     assert await speak(turn, says("ab", "cd")) == "failed"
     assert turn.reply.text == "ab"
+
+
+async def test_turn_that_has_ended_is_freed_without_the_collector(lease: Lease) -> None:
+    gc.disable()
+    try:
+        turn = new_turn(lease)
+        assert await speak(turn, says("One")) == "complete"
+        freed = weakref.ref(turn)
+        await step()
+        del turn
+        assert freed() is None
+    finally:
+        gc.enable()

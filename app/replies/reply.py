@@ -186,6 +186,8 @@ class Reply:
         if text is not None:
             self.pieces, self.length = [text], len(text)
         self.state = Ended(status)
+        # No event is to come. Who gave the callbacks mostly holds the reply, too: freed without the collector.
+        self._on_read = self._on_unread = lambda: None
         for reader in self.readers:
             reader.wake()
 
