@@ -10,7 +10,7 @@ from app.errors import ApiError, unknown_chat
 from app.storage.store import STORE
 
 # Of the messages in a page, as UTF-8; a longer one is a page by itself.
-PAGE_BYTES = 1_000_000
+PAGE_BYTES = 500_000
 
 
 async def list_chats(request: web.Request) -> web.Response:
