@@ -101,13 +101,13 @@ async def keep_turns(app: web.Application) -> AsyncIterator[None]:
     app[STORE] = store = Store(database)
     # Replies carry it; that its lock is held tells other servers that this one lives.
     server_id = secrets.randbits(62)
-    lease, tasks, bells = Lease(), Tasks(), Bells(database, store, server_id)
+    lease, tasks = Lease(), Tasks()
+    app[BELLS] = bells = Bells(database, store, server_id)
     saves = Saves(store, server_id, history_limit=settings.history_limit_messages)
     app[TURNS] = turns = Turns(settings, saves, app[MODEL], lease, tasks)
     app[MIRRORS] = mirrors = Mirrors(store, bells)
     remotes = Remotes(turns, saves, bells, tasks)
     app[ELSEWHERE] = elsewhere = Elsewhere(turns, mirrors, remotes, bells, store, timeout_s=settings.db_timeout_s)
-    app[BELLS] = bells
     app[GUARD] = guard = Guard(turns, saves, store, lease, tasks, server_id)
     app[READERS] = readers = Readers(settings)
     app[LIMITS] = limits = Limits(settings, turns)
