@@ -55,11 +55,23 @@ async def freeze_server(server: Server, rng: random.Random) -> None:
 async def freeze_server_and_cut_it_off(server: Server, rng: random.Random) -> None:
     """For long enough that the others close its replies."""
     server.signal(signal.SIGSTOP)
-    # Where the database is away, it is cut off as well. The others connect again.
-    with suppress(psycopg2.OperationalError), closing(Rows(server.database)) as rows:
-        terminate(rows)
+    # In a thread: the database may be frozen, and thawed by this very event loop.
+    await asyncio.to_thread(cut_off, server.database)
     await asyncio.sleep(rng.uniform(4, 6))
     server.signal(signal.SIGCONT)
+
+
+def cut_off(database: str) -> None:
+    """End all connections; the servers that live connect again."""
+    # Where the database is away, the frozen one is cut off as well.
+    with (
+        suppress(psycopg2.OperationalError),
+        closing(psycopg2.connect(database, connect_timeout=2)) as connection,
+        connection.cursor() as cursor,
+    ):
+        cursor.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'llm-app%'"
+        )
 
 
 async def send_slow_headers(server: Server, rng: random.Random) -> None:
