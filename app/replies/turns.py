@@ -120,7 +120,8 @@ class Turns:
         Raises:
             DatabaseAway: as it says.
         """
-        await self._saves.prove(list(self._turns.values()))
+        if self._turns:
+            await self._saves.prove(list(self._turns.values()))
 
     async def settle(self) -> None:
         """Store what is owed, as far as the database allows."""
