@@ -25,6 +25,7 @@ from app.replies.elsewhere import ELSEWHERE, Elsewhere
 from app.replies.guard import Guard
 from app.replies.lease import GUARD_S, Lease
 from app.replies.mirrors import MIRRORS, Mirrors
+from app.replies.openings import Openings
 from app.replies.reader import READERS, Readers
 from app.replies.remotes import Remotes
 from app.replies.saves import Saves
@@ -86,25 +87,33 @@ def create_app(settings: Settings, *, model: Model | None = None) -> web.Applica
     app[IDENTIFY] = Tokens(settings).caller if settings.checks_tokens else from_headers
     # The seam: a real model goes here.
     app[MODEL] = model or Simulated(settings.sim_delay_ms, settings.sim_seed)
-    app.cleanup_ctx.append(keep_turns)
+    app.cleanup_ctx.extend([keep_database, keep_turns])
     app.on_response_prepare.append(sign)
     app.on_shutdown.append(drain)
     return app
 
 
-async def keep_turns(app: web.Application) -> AsyncIterator[None]:
-    """Keep the pool and the running turns. Closing saves are awaited before the pool is closed."""
+async def keep_database(app: web.Application) -> AsyncIterator[None]:
+    """Keep the pool, for as long as there are statements to run."""
     settings = app[SETTINGS]
     assert settings.database_url is not None
     database = Database(settings.database_url, pool_size=settings.db_pool_size, timeout_s=settings.db_timeout_s)
     app[DATABASE] = database
-    app[STORE] = store = Store(database)
+    app[STORE] = Store(database)
+    yield
+    await database.close()
+
+
+async def keep_turns(app: web.Application) -> AsyncIterator[None]:
+    """Keep the running turns, and what looks after them; in the end, wait until what ended is stored."""
+    settings, database, store = app[SETTINGS], app[DATABASE], app[STORE]
     # Replies carry it; that its lock is held tells other servers that this one lives.
     server_id = secrets.randbits(62)
     lease, tasks = Lease(), Tasks()
     app[BELLS] = bells = Bells(database, store, server_id)
-    saves = Saves(store, server_id, history_limit=settings.history_limit_messages)
-    app[TURNS] = turns = Turns(settings, saves, app[MODEL], lease, tasks)
+    openings = Openings(store, server_id, history_limit=settings.history_limit_messages)
+    saves = Saves(store, server_id)
+    app[TURNS] = turns = Turns(settings, openings, saves, app[MODEL], lease, tasks)
     app[MIRRORS] = mirrors = Mirrors(store, bells)
     remotes = Remotes(turns, saves, bells, tasks)
     app[ELSEWHERE] = elsewhere = Elsewhere(turns, mirrors, remotes, bells, store, timeout_s=settings.db_timeout_s)
@@ -132,7 +141,6 @@ async def keep_turns(app: web.Application) -> AsyncIterator[None]:
         yield
     tasks.run(mirrors.leave())
     await turns.finish(settings.db_timeout_s)
-    await database.close()
 
 
 async def sweep(store: Store, limits: Limits) -> None:

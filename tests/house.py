@@ -17,6 +17,7 @@ from app.models import Model
 from app.replies.turn import Turn
 from app.replies.turns import TURNS
 from app.server import BELLS
+from app.statuses import FinalStatus
 from app.storage.db import DATABASE, DatabaseAway
 from app.storage.store import STORE
 
@@ -186,6 +187,21 @@ def cut_off(server: TestServer) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(server.app[DATABASE], "run", away)
         yield
+
+
+@contextmanager
+def waits_noted() -> Iterator[list[Turn]]:
+    """Note whose end is waited for."""
+    noted: list[Turn] = []
+    closed = Turn.closed
+
+    async def note(turn: Turn) -> FinalStatus | None:
+        noted.append(turn)
+        return await closed(turn)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Turn, "closed", note)
+        yield noted
 
 
 class Calls:

@@ -31,6 +31,7 @@ from house import (
     stop,
     stored,
     waiting,
+    waits_noted,
 )
 from serving import StartServer
 from support import Gated, RawClient, Rows, Tenant, events, eventually, post, says
@@ -180,13 +181,11 @@ async def test_question_while_the_reply_before_it_is_being_stored_waits_and_is_g
     house = await open_house(start_server, elsewhere, model)
     door = await hears(await start_server(model=model)) if elsewhere else house.home
     _, reply_id = await ask(house.home, tenant, message="One?")
-    with held(rows, "messages", reply_id):
+    with held(rows, "messages", reply_id), waits_noted() as waits:
         home.go(len(PIECES))
         await waiting(rows, 1)
         client = await question(door, tenant, chat_of(rows, reply_id))
-        reply = house.turn(reply_id).reply
-        # Its asker, and who waits for its end.
-        await eventually(lambda: len(reply.readers) == 2)
+        await eventually(lambda: waits == [house.turn(reply_id)])
     _, read = await read_rest(client)
     assert (spoken(read), read[-1]["done"]) == ("3", True)
     given = [Message("user", "One?"), Message("assistant", "".join(PIECES)), Message("user", "And?")]

@@ -22,6 +22,7 @@ from house import (
     stop,
     stored,
     waiting,
+    waits_noted,
 )
 from serving import StartServer
 from support import Gated, RawClient, Rows, Tenant, events, eventually, logged, post, says
@@ -92,15 +93,14 @@ async def test_stop_that_comes_while_another_end_is_stored_is_answered_with_that
 ) -> None:
     _, reply_id = await ask(house.home, tenant)
     turn = house.turn(reply_id)
-    with held(rows, "messages", reply_id):
+    with held(rows, "messages", reply_id), waits_noted() as waits:
         if end == "complete":
             house.model.go(len(PIECES))
         else:
             turn.end(end)
         await eventually(lambda: turn.reply.state == Closing(end))  # type: ignore[arg-type]
         stopper = await stop(house.door, tenant, reply_id)
-        # Its asker, and who waits for its end.
-        await eventually(lambda: len(turn.reply.readers) == 2)
+        await eventually(lambda: waits == [turn])
     assert await answer(stopper) == (200, {"message_id": reply_id, "status": end})
     assert stored(rows, reply_id) == (end, TEXT if end == "complete" else "")
 
@@ -140,7 +140,7 @@ async def test_reader_who_comes_back_as_a_paused_reply_is_stopped_is_told_so(
         stopper = await stop(house.door, tenant, reply_id)
         await waiting(rows, 1)
         reader = await come_back(house.home, tenant, reply_id, len(seen))
-        await eventually(lambda: len(house.turn(reply_id).reply.readers) == 2)
+        await eventually(lambda: house.turn(reply_id).reply.readers)
         house.model.go(len(PIECES))
     assert await answer(stopper) == (200, {"message_id": reply_id, "status": "stopped"})
     _, read = await read_rest(reader)

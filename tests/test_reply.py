@@ -23,20 +23,16 @@ from hypothesis.stateful import (
 )
 
 from app.replies.reply import (
-    END_AT_ONCE,
-    FINISH,
     RUNNING,
     Closing,
     Ended,
     FinalStatus,
     Reply,
     TooLong,
-    Unread,
-    Waiter,
     storable,
 )
 
-PAUSE = Unread(held=True, window_s=20.0)
+PAUSE_S = 20.0
 STATUSES = st.sampled_from(["complete", "disconnected", "failed", "interrupted", "stopped"])
 
 # Surrogate halves, both of one character among them, NUL, and what is none of these.
@@ -94,12 +90,12 @@ class ReplyMachine(RuleBasedStateMachine):
 
     attached = Bundle("attached")
 
-    @initialize(unread=st.sampled_from([PAUSE, FINISH, END_AT_ONCE]), limit_chars=st.sampled_from([None, 1, 8]))
-    def begin(self, unread: Unread, limit_chars: int | None) -> None:
+    @initialize(window_s=st.sampled_from([PAUSE_S, None, 0.0]), limit_chars=st.sampled_from([None, 1, 8]))
+    def begin(self, window_s: float | None, limit_chars: int | None) -> None:
         self.loop = asyncio.new_event_loop()
-        self.unread, self.limit_chars = unread, limit_chars
+        self.window_s, self.limit_chars = window_s, limit_chars
         self.reply = new_reply(
-            unread=unread, limit_chars=limit_chars, on_read=self._on_read, on_unread=self._on_unread
+            window_s=window_s, limit_chars=limit_chars, on_read=self._on_read, on_unread=self._on_unread
         )
         self.raw = self.text = ""
         self.state = "running"
@@ -122,7 +118,7 @@ class ReplyMachine(RuleBasedStateMachine):
 
     def _on_unread(self) -> None:
         self.calls.append("unread")
-        if self.unread.window_s == 0:
+        if self.window_s == 0:
             self.reply.close("disconnected")
 
     def _step(self) -> None:
@@ -138,7 +134,7 @@ class ReplyMachine(RuleBasedStateMachine):
 
     @property
     def is_held(self) -> bool:
-        return self.state == "running" and self.unread.held and not self.readers
+        return self.state == "running" and self.window_s is not None and not self.readers
 
     # What may happen.
 
@@ -192,7 +188,7 @@ class ReplyMachine(RuleBasedStateMachine):
         self.reply.detach(reader)
         if was_running and not self.readers:
             self.expected_calls.append("unread")
-            if self.unread.window_s == 0:
+            if self.window_s == 0:
                 self._closed("disconnected")
 
     @precondition(lambda self: self.wanted is None)
@@ -373,59 +369,8 @@ def test_half_at_the_end_reaches_the_readers() -> None:
     assert reader.seen == reply.text == "1\ufffd"
 
 
-class TestWaiter:
-    async def test_end_that_has_come_is_known_at_once(self) -> None:
-        reply = new_reply()
-        reply.close("complete")
-        reply.end("interrupted")
-        assert await Waiter().wait(reply) == "interrupted"
-
-    async def test_end_is_waited_for(self) -> None:
-        calls: list[str] = []
-        reply = new_reply(on_read=lambda: calls.append("read"), on_unread=lambda: calls.append("unread"))
-        reply.close("stopped")
-        waiting = [asyncio.create_task(Waiter().wait(reply)) for _ in range(2)]
-        await asyncio.sleep(0)
-        assert not any(task.done() for task in waiting)
-        reply.end("stopped")
-        assert await asyncio.gather(*waiting) == ["stopped", "stopped"]
-        assert (reply.readers, calls) == ([], [])
-
-    async def test_end_that_cannot_be_stored_yet_is_none(self) -> None:
-        reply = new_reply()
-        reply.close("complete")
-        waiting = asyncio.create_task(Waiter().wait(reply))
-        await asyncio.sleep(0)
-        reply.cut("The database did not answer.")
-        assert await waiting is None
-        assert reply.readers == []
-
-    async def test_end_that_comes_with_the_cut_is_told(self) -> None:
-        reply = new_reply()
-        reply.close("complete")
-        waiting = asyncio.create_task(Waiter().wait(reply))
-        await asyncio.sleep(0)
-        reply.cut("The database did not answer.")
-        reply.end("complete")
-        assert await waiting == "complete"
-
-    async def test_who_waits_no_more_has_left(self) -> None:
-        reply = new_reply()
-        reply.close("complete")
-        waiting = asyncio.create_task(Waiter().wait(reply))
-        await asyncio.sleep(0)
-        waiting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
-        assert reply.readers == []
-
-    async def test_who_waits_for_what_still_runs_is_mistaken(self) -> None:
-        with pytest.raises(AssertionError):
-            await Waiter().wait(new_reply())
-
-
 async def test_what_is_wanted_is_known_at_once_while_it_is_read() -> None:
-    reply = new_reply(unread=PAUSE)
+    reply = new_reply(window_s=PAUSE_S)
     reply.attach(FakeReader())
     assert await reply.wanted() is True
     reply.close("stopped")

@@ -59,7 +59,7 @@ class FakeStore:
 
 
 def new_saves(store: Any) -> Saves:
-    return Saves(store, 1, history_limit=40)
+    return Saves(store, 1)
 
 
 async def test_bells_ring_once_all_that_they_tell_of_is_stored() -> None:

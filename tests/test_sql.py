@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,6 +15,7 @@ import pytest
 from app.errors import StartError
 from app.storage import statements
 from app.storage.db import Database
+from app.storage.migrate import migrate
 from app.storage.statements import Statement, load, parse
 from app.storage.store import Store
 
@@ -48,9 +50,15 @@ VALUES: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def cursor(postgres_url: str) -> Iterator[Any]:
-    connection = psycopg2.connect(postgres_url, options="-c plan_cache_mode=force_generic_plan")
-    yield connection.cursor()
-    connection.close()
+    """A cursor in a database of its own: of tables that PostgreSQL has analyzed, its plans vary."""
+    name = f"plans_{uuid4().hex}"
+    with closing(psycopg2.connect(postgres_url)) as connection:
+        connection.autocommit = True
+        connection.cursor().execute(f"create database {name}")
+    url = re.sub(r"/llm_app\b", f"/{name}", postgres_url)
+    migrate(url, timeout_s=5)
+    with closing(psycopg2.connect(url, options="-c plan_cache_mode=force_generic_plan")) as connection:
+        yield connection.cursor()
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

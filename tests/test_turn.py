@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from support import Gated, logged, says
 
 from app.models import Conversation, Message, Model, alternate
+from app.replies.driver import PIECES_BEFORE_YIELD
 from app.replies.lease import LEASE_S, Lease
-from app.replies.reply import FINISH, Closing, Ended, Unread, Waiter
+from app.replies.reply import Closing, Ended
 from app.replies.tasks import Tasks
-from app.replies.turn import PIECES_BEFORE_YIELD, Turn
-from app.statuses import FinalStatus
+from app.replies.turn import Home, Turn
+from app.statuses import Cut, FinalStatus
 from app.storage.store import Caller
 
 # Turns as they are stored: a reply may have no text, a question has.
@@ -64,11 +65,29 @@ def test_question_whose_reply_has_no_text_goes_out_with_the_next_one() -> None:
     assert alternate([], "One?") == [Message("user", "One?")]
 
 
+class Silent:
+    """Reads nothing."""
+
+    def push(self, piece: str) -> bool:
+        return False
+
+    def wake(self) -> None: ...
+    def cut(self, why: Cut) -> None: ...
+
+
 class FakeSaves:
-    """Stores all at once."""
+    """Stores all once it is let."""
+
+    def __init__(self, let: asyncio.Event | None = None, *, away: bool = False) -> None:
+        self.let = let
+        self.away = away
 
     async def close(self, turn: Turn) -> None:
         assert isinstance(turn.reply.state, Closing)
+        if self.let is not None:
+            await self.let.wait()
+        if self.away:
+            return
         turn.ended(turn.reply.state.status, None)
 
     async def try_store(self, turns: Sequence[Turn]) -> None:
@@ -76,20 +95,13 @@ class FakeSaves:
             turn.stored_chars = turn.reply.length
 
 
-def new_turn(lease: Lease, unread: Unread = FINISH, limit_chars: int = 99_999) -> Turn:
+def new_turn(
+    lease: Lease, saves: FakeSaves | None = None, *, window_s: float | None = None, limit_chars: int = 99_999
+) -> Turn:
     row: Any = SimpleNamespace(chat_id="chat", created_at=datetime.now(UTC))
-    saves: Any = FakeSaves()
-    return Turn(
-        Caller("org", "user"),
-        "id",
-        row,
-        unread,
-        limit_chars,
-        lease=lease,
-        saves=saves,
-        tasks=Tasks(),
-        over=lambda turn: None,
-    )
+    stores: Any = saves or FakeSaves()
+    home = Home(lease, stores, Tasks(), limit_chars, over=lambda turn: None, stored=lambda turn: None)
+    return Turn(Caller("org", "user"), "id", row, home, window_s=window_s)
 
 
 async def speak(turn: Turn, model: Model) -> FinalStatus:
@@ -177,13 +189,46 @@ async def test_reply_that_others_have_closed_says_no_more(lease: Lease, clock: C
     assert model.closed.is_set()
 
 
+async def test_end_is_waited_for_until_it_is_stored(lease: Lease) -> None:
+    let = asyncio.Event()
+    turn, model = new_turn(lease, FakeSaves(let)), Gated(pieces="abc")
+    turn.start(model, Conversation([Message("user", "Hi")], True))
+    turn.end("stopped")
+    waiting = [asyncio.create_task(turn.closed()) for _ in range(2)]
+    waiting.append(asyncio.create_task(turn.closed()))
+    await step()
+    waiting.pop().cancel()
+    await step()
+    assert not any(task.done() for task in waiting)
+    let.set()
+    assert await asyncio.gather(*waiting) == ["stopped", "stopped"]
+    assert await turn.closed() == "stopped"
+
+
+async def test_end_that_a_model_comes_to_is_waited_for(lease: Lease) -> None:
+    let = asyncio.Event()
+    turn = new_turn(lease, FakeSaves(let))
+    turn.start(says("One."), Conversation([Message("user", "Hi")], True))
+    waiting = asyncio.create_task(turn.closed())
+    await step()
+    assert not waiting.done()
+    let.set()
+    assert await waiting == "complete"
+
+
+async def test_end_that_cannot_be_stored_yet_is_none(lease: Lease) -> None:
+    turn = new_turn(lease, FakeSaves(away=True))
+    turn.end("stopped")
+    assert await turn.closed() is None
+
+
 async def test_held_model_is_asked_for_one_piece_more_at_most(lease: Lease) -> None:
-    turn, model = new_turn(lease, Unread(held=True, window_s=None)), Gated(pieces="abc")
+    turn, model = new_turn(lease, window_s=99.0), Gated(pieces="abc")
     speaking = asyncio.create_task(speak(turn, model))
     model.go(3)
     await step()
     assert (turn.reply.text, model.said) == ("a", 1)
-    turn.reply.attach(Waiter())
+    turn.reply.attach(Silent())
     assert await speaking == "complete"
     assert turn.reply.text == "abc"
 

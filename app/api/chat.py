@@ -30,7 +30,7 @@ from app.logs import OUTCOME
 from app.replies.elsewhere import ELSEWHERE
 from app.replies.mirrors import MIRRORS
 from app.replies.reader import READERS, Client, EventReader, WholeReader
-from app.replies.reply import END_AT_ONCE, FINISH, Ended, Reply, Unread
+from app.replies.reply import Ended, Reply
 from app.replies.turns import TURNS
 from app.settings import SETTINGS
 from app.statuses import STOPPING, TAKEN_BACK, Cut, bad_offset, failure
@@ -48,9 +48,9 @@ async def send(request: web.Request) -> web.Response:
     question = await read_question(request)
     key = read_key(request)
     # With a key its client may come back and ask again, so that its leaving is no reason to stop.
-    unread = END_AT_ONCE if key is None else FINISH
+    window_s = 0.0 if key is None else None
     with request.app[READERS].reading(request[CALLER], WholeReader(request)) as reader:
-        reply = await ask(request, reader, question, key, unread)
+        reply = await ask(request, reader, question, key, window_s)
         over = await reader.read(reply)
     if over == "gone":
         log_disconnect(request, reply)
@@ -119,10 +119,10 @@ async def stream_reply(
 ) -> web.StreamResponse:
     """Open a turn and write its reply as events; the last one says how it ended."""
     settings = request.app[SETTINGS]
-    unread = FINISH if settings.unread == "finish" else Unread(held=True, window_s=settings.resume_window_s)
+    window_s = None if settings.unread == "finish" else settings.resume_window_s
     reader = EventReader(request, settings, numbered=numbered)
     with request.app[READERS].reading(request[CALLER], reader):
-        reply = await ask(request, reader, question, read_key(request), unread, reply_id)
+        reply = await ask(request, reader, question, read_key(request), window_s, reply_id)
         await reader.read(reply, 0)
     note_end(request, reader, reply)
     return reader.stream
@@ -154,7 +154,7 @@ async def ask(
     client: Client,
     question: Question,
     key: str | None,
-    unread: Unread,
+    window_s: float | None,
     reply_id: str | None = None,
 ) -> Reply:
     """Open a turn, and let `client` read its reply; if the key is an earlier turn's, let them read that one's.
@@ -169,7 +169,7 @@ async def ask(
     for _ in range(ASK_TRIES):
         row = {"chat_id": question.chat_id, "key": key, "asked": asked}
         opened = await request.app[TURNS].open(
-            caller, question.message, reply_id or str(uuid4()), client, unread, **row
+            caller, question.message, reply_id or str(uuid4()), client, window_s, **row
         )
         if isinstance(opened, Reply):
             return opened

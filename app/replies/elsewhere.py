@@ -13,7 +13,7 @@ from app.replies.bells import Bells, Call
 from app.replies.mirrors import Mirrors
 from app.replies.reader import Client
 from app.replies.remotes import Remotes
-from app.replies.reply import Reply, Waiter
+from app.replies.reply import Reply
 from app.replies.turns import Turns
 from app.statuses import FinalStatus
 from app.storage.db import DatabaseAway
@@ -97,7 +97,7 @@ class Elsewhere:
         turn = self._turns.find(reply_id, caller)
         if turn is not None:
             turn.end("stopped")
-            status = await Waiter().wait(turn.reply)
+            status = await turn.closed()
             if status is None:
                 raise DatabaseAway(sent=True)
             return status
@@ -119,7 +119,7 @@ class Elsewhere:
         """
         turn = self._turns.find(reply_id, caller)
         if turn is not None:
-            return turn.make_way() and await Waiter().wait(turn.reply) is not None
+            return turn.make_way() and await turn.closed() is not None
         row = await self._ask("yield", home_id, caller, reply_id)
         return row is None or row.status != "streaming"
 

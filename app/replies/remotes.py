@@ -7,7 +7,7 @@ import logging
 from contextlib import suppress
 
 from app.replies.bells import Bells, Call, bell
-from app.replies.reply import Ended, Waiter
+from app.replies.reply import Ended
 from app.replies.saves import Saves
 from app.replies.tasks import Tasks
 from app.replies.turn import Turn
@@ -89,7 +89,7 @@ class Remotes:
             if call.kind == "stop":
                 turn.end("stopped")
             if call.kind == "stop" or turn.make_way():
-                await Waiter().wait(turn.reply)
+                await turn.closed()
         with suppress(DatabaseAway):
             await self._bells.ring([(call.server_id, Call("done", call.reply_id, self._bells.server_id))])
 

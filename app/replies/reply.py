@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from app.statuses import Cut, FinalStatus
 
@@ -55,24 +55,15 @@ class Reader(Protocol):
         """Read no more, though the reply may go on."""
 
 
-class Unread(NamedTuple):
-    """What becomes of a reply while nobody reads it."""
-
-    held: bool
-    # Seconds until it ends as disconnected; None: never.
-    window_s: float | None
-
-
-FINISH = Unread(held=False, window_s=None)
-END_AT_ONCE = Unread(held=True, window_s=0.0)
-
-
 class TooLong(Exception):
     """More was said than a reply may hold."""
 
 
 class Reply:
-    """`on_read` is called when the first reader comes, `on_unread` when the last one leaves, while it runs."""
+    """`on_read` is called when the first reader comes, `on_unread` when the last one leaves, while it runs.
+
+    `window_s`: for how long it waits for a reader while it has none, before it ends; None: it goes on without one.
+    """
 
     def __init__(
         self,
@@ -80,7 +71,7 @@ class Reply:
         chat_id: str,
         created_at: datetime,
         *,
-        unread: Unread = FINISH,
+        window_s: float | None = None,
         limit_chars: int | None = None,
         on_read: Callable[[], None] = lambda: None,
         on_unread: Callable[[], None] = lambda: None,
@@ -88,7 +79,7 @@ class Reply:
         self.id = reply_id
         self.chat_id = chat_id
         self.created_at = created_at
-        self.unread = unread
+        self.window_s = window_s
         self.state: Running | Closing | Ended = RUNNING
         # In code points.
         self.length = 0
@@ -111,7 +102,7 @@ class Reply:
     @property
     def is_held(self) -> bool:
         """Whether its model is to wait, because nobody reads."""
-        return self.unread.held and not self.readers and self.state is RUNNING
+        return self.window_s is not None and not self.readers and self.state is RUNNING
 
     def say(self, piece: str) -> bool:
         """Add a piece, and push it to its readers; return whether the next one is wanted now.
@@ -127,7 +118,7 @@ class Reply:
             piece = self._storable(piece)
         if piece:
             self._add(piece)
-        return bool(self.readers) or not self.unread.held
+        return bool(self.readers) or self.window_s is None
 
     def _add(self, piece: str) -> None:
         length = self.length + len(piece)
@@ -199,33 +190,6 @@ class Reply:
     def _wake_model(self) -> None:
         if self._awaited is not None and not self._awaited.done():
             self._awaited.set_result(None)
-
-
-class Waiter:
-    """Reads nothing; waits for the end of a reply in which no more is said."""
-
-    def __init__(self) -> None:
-        self._over = asyncio.Event()
-
-    def push(self, piece: str) -> bool:
-        return False
-
-    def wake(self) -> None:
-        self._over.set()
-
-    def cut(self, why: Cut) -> None:
-        self._over.set()
-
-    async def wait(self, reply: Reply) -> FinalStatus | None:
-        """Return how it ended; None if that cannot be stored yet."""
-        assert reply.state is not RUNNING
-        if not isinstance(reply.state, Ended):
-            reply.attach(self)
-            try:
-                await self._over.wait()
-            finally:
-                reply.detach(self)
-        return reply.state.status if isinstance(reply.state, Ended) else None
 
 
 def storable(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What is stored of turns, from their question to their end; nothing of it is lost while the database is away."""
+"""What is stored of replies, as they grow and as they end; nothing of it is lost while the database is away."""
 
 from __future__ import annotations
 
@@ -6,23 +6,14 @@ import asyncio
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
-from uuid import uuid4
+from typing import Protocol
 
-from app.models import excerpt
-from app.replies.lease import now_s
 from app.replies.reply import Closing, Ended, Reply
 from app.statuses import AWAY, FinalStatus
 from app.storage.db import DatabaseAway
-from app.storage.store import Caller, OpenedTurn, Store
+from app.storage.store import Caller, Store
 
 log = logging.getLogger(__name__)
-
-# An open that other turns of the chat overtake is tried again; each time one of them has made its way.
-OPEN_TRIES = 10
-
-# How long an open whose answer was not waited for may still be carried out: a frozen PostgreSQL keeps it.
-LATE_OPEN_S = 60.0
 
 # So much text is stored by one statement: it is made and sent in one step of the event loop.
 BATCH_CHARS = 1_000_000
@@ -41,46 +32,13 @@ class Turn(Protocol):
 
 
 class Saves:
-    def __init__(self, store: Store, server_id: int, *, history_limit: int) -> None:
+    def __init__(self, store: Store, server_id: int) -> None:
         self._store = store
         self._server_id = server_id
-        self._history_limit = history_limit
         # Those whose end could not be stored yet.
         self._owed: list[Turn] = []
-        # Turns of which nobody knows whether they were opened: whose they are, and until when (by
-        # `now_s`) they are looked for.
-        self._doubtful: dict[str, tuple[Caller, float]] = {}
         # One checkpoint at a time, so that no text is overtaken by an earlier one.
         self._order = asyncio.Lock()
-
-    async def open(self, caller: Caller, message: str, reply_id: str, **row: Any) -> OpenedTurn:
-        """Store a question and an empty reply; `row`: more of what turn_open takes.
-
-        If its answer is lost, the turn is taken back, soon: its client is told that it was not opened.
-
-        Raises:
-            DatabaseAway: as it says.
-        """
-        for _ in range(OPEN_TRIES):
-            try:
-                opened: OpenedTurn = await self._store.turn_open(
-                    **caller._asdict(),
-                    **row,
-                    reply_id=reply_id,
-                    new_chat_id=str(uuid4()),
-                    title=excerpt(message, words=8, chars=60),
-                    question_id=str(uuid4()),
-                    content=message,
-                    server_id=self._server_id,
-                    history_limit=self._history_limit,
-                )
-            except DatabaseAway as exc:
-                if exc.sent:
-                    self._doubtful[reply_id] = (caller, late_s())
-                raise
-            if not opened.overtaken:
-                break
-        return opened
 
     async def store(self, turns: Iterable[Turn], bells: Sequence[tuple[str, str]] = ()) -> None:
         """Store what replies have so far, and ring `bells` (channel, payload) once all of it is stored.
@@ -193,28 +151,9 @@ class Saves:
             turn.reply.cut(AWAY)
 
     async def settle(self) -> None:
-        """Store what is owed, and take back what is doubtful, as far as the database allows."""
+        """Store what is owed, as far as the database allows."""
         owed, self._owed = self._owed, []
         await asyncio.gather(*map(self.close, owed))
-        with suppress(DatabaseAway):
-            for reply_id, (caller, until_s) in list(self._doubtful.items()):
-                await self._undo(reply_id, caller, until_s)
-
-    async def _undo(self, reply_id: str, caller: Caller, until_s: float) -> None:
-        try:
-            undone = await self._store.turn_undo(
-                org_id=caller.org_id, reply_id=reply_id, server_id=self._server_id
-            )
-        except DatabaseAway:
-            self._doubtful[reply_id] = (caller, late_s())
-            raise
-        if undone or now_s() > until_s:
-            self._doubtful.pop(reply_id, None)
-
-
-def late_s() -> float:
-    """Return until when, by `now_s`, a statement may be carried out whose answer was not waited for."""
-    return now_s() + LATE_OPEN_S
 
 
 def batches(turns: Iterable[Turn]) -> Iterator[list[Turn]]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from app.models import CLOSE_TIMEOUT_S, Conversation, Model, PushReply, close
-from app.models import Reply as ModelReply
+from app.models import CLOSE_TIMEOUT_S, Conversation, Model, close
+from app.replies.driver import Driver
 from app.replies.lease import Lease
-from app.replies.reply import RUNNING, Reply, TooLong, Unread
+from app.replies.reply import RUNNING, Ended, Reply, TooLong
 from app.replies.saves import Saves
 from app.replies.tasks import Tasks
 from app.statuses import FinalStatus
@@ -17,25 +18,27 @@ from app.storage.store import Caller, OpenedTurn
 
 log = logging.getLogger(__name__)
 
-# A model that never waits would keep the event loop to itself.
-PIECES_BEFORE_YIELD = 32
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """What the turns of a server share."""
+
+    lease: Lease
+    saves: Saves
+    tasks: Tasks
+    # Code points.
+    reply_limit: int
+    # Called once with each turn: when its place is free for another...
+    over: Callable[[Turn], None]
+    # ...and when its row says how it ended.
+    stored: Callable[[Turn], None]
 
 
 class Turn:
-    """A question, and the reply to it. `over` is called once, when its place is free for another."""
+    """A question, and the reply to it."""
 
     def __init__(
-        self,
-        caller: Caller,
-        reply_id: str,
-        row: OpenedTurn,
-        unread: Unread,
-        limit_chars: int,
-        *,
-        lease: Lease,
-        saves: Saves,
-        tasks: Tasks,
-        over: Callable[[Turn], None],
+        self, caller: Caller, reply_id: str, row: OpenedTurn, home: Home, *, window_s: float | None
     ) -> None:
         assert row.chat_id is not None
         self.caller = caller
@@ -43,8 +46,8 @@ class Turn:
             reply_id,
             row.chat_id,
             row.created_at,
-            unread=unread,
-            limit_chars=limit_chars,
+            window_s=window_s,
+            limit_chars=home.reply_limit,
             on_read=self._read,
             on_unread=self._unread,
         )
@@ -53,17 +56,15 @@ class Turn:
         # The code points that its row has, and since when (by the event loop's clock).
         self.stored_chars = 0
         self.stored_at_s = asyncio.get_running_loop().time()
-        self._lease = lease
-        self._saves = saves
-        self._tasks = tasks
-        self._over = over
+        self._home = home
+        self._driver = Driver(self.reply, home.lease)
         self._is_stream = False
-        # In it the model speaks.
+        # In it the model speaks, and closes the reply once all is said.
         self._task: asyncio.Task[None] | None = None
+        # In it the reply is closed that is ended before.
+        self._ending: asyncio.Task[None] | None = None
         # Ends it, unless a reader comes before.
         self._window: asyncio.TimerHandle | None = None
-        # Others may have closed the reply: said once they are known not to have.
-        self._unsaid: list[str] = []
 
     @property
     def has_grown(self) -> bool:
@@ -72,7 +73,7 @@ class Turn:
 
     def start(self, model: Model, conversation: Conversation) -> None:
         self._is_stream = conversation.stream
-        self._task = self._tasks.run(self._speak(model, conversation))
+        self._task = self._home.tasks.run(self._speak(model, conversation))
 
     async def _speak(self, model: Model, conversation: Conversation) -> None:
         """Let the model speak until all is said, or no more is wanted."""
@@ -85,7 +86,7 @@ class Turn:
                 known = {} if length is None else {"textLength": length}
                 log.info("Starting stream", extra={"messageId": self.reply.id, **known})
             try:
-                await self._take(pieces)
+                await self._driver.take(pieces)
             finally:
                 await close(pieces)
         except TooLong as exc:
@@ -101,35 +102,6 @@ class Turn:
             self.reply.close(status)
             await self._close()
 
-    async def _take(self, pieces: ModelReply) -> None:
-        if isinstance(pieces, PushReply):
-            while await pieces.push(self._say):
-                if not await self._wanted():
-                    return
-            return
-        # Not those that the reply has: of empty pieces there may be any number.
-        taken = 0
-        async for piece in pieces:
-            if not self._say(piece) and not await self._wanted():
-                return
-            taken += 1
-            if taken % PIECES_BEFORE_YIELD == 0:
-                await asyncio.sleep(0)
-
-    def _say(self, piece: str) -> bool:
-        """Say it, or keep it while others may have closed the reply; return whether the next one is wanted."""
-        if self._lease.is_valid():
-            return self.reply.say(piece)
-        self._unsaid.append(piece)
-        return False
-
-    async def _wanted(self) -> bool:
-        """Wait until the next piece is wanted; return False if it never will be."""
-        while self._unsaid and self.reply.state is RUNNING:
-            await self._lease.valid()
-            self.reply.say(self._unsaid.pop(0))
-        return await self.reply.wanted()
-
     def end(self, status: FinalStatus) -> None:
         """End it before its model does; one that has ended keeps its end."""
         if self.reply.state is RUNNING:
@@ -138,18 +110,26 @@ class Turn:
                 self._task.cancel()
                 # Again, for a model that takes its time to let go.
                 asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, self._task.cancel)
-            self._tasks.run(self._close())
+            self._ending = self._home.tasks.run(self._close())
+
+    async def closed(self) -> FinalStatus | None:
+        """Wait until it is stored how it ended, and return that; None if it cannot be stored yet."""
+        closing = self._ending or self._task
+        assert closing is not None
+        await asyncio.wait([closing])
+        return self.reply.state.status if isinstance(self.reply.state, Ended) else None
 
     async def _close(self) -> None:
         self._read()
         try:
-            await self._saves.close(self)
+            await self._home.saves.close(self)
         finally:
-            self._over(self)
+            self._home.over(self)
 
     def ended(self, status: FinalStatus, text: str | None) -> None:
         """It is stored that it ended so; with `text`, if others have stored another one."""
         self.reply.end(status, text)
+        self._home.stored(self)
         said = {
             "messageId": self.reply.id,
             "piecesStreamed": len(self.reply.pieces),
@@ -173,11 +153,11 @@ class Turn:
             self._window = None
 
     def _unread(self) -> None:
-        window_s = self.reply.unread.window_s
+        window_s = self.reply.window_s
         if window_s == 0:
             self.end("disconnected")
             return
         if self.has_grown:
-            self._tasks.run(self._saves.try_store([self]))
+            self._home.tasks.run(self._home.saves.try_store([self]))
         if window_s is not None:
             self._window = asyncio.get_running_loop().call_later(window_s, self.end, "disconnected")

@@ -12,11 +12,12 @@ from aiohttp import web
 from app.errors import stopping
 from app.models import Conversation, Model, alternate
 from app.replies.lease import Lease
+from app.replies.openings import Openings
 from app.replies.reader import Client
-from app.replies.reply import END_AT_ONCE, Ended, Reply, Unread
+from app.replies.reply import Reply
 from app.replies.saves import Saves
 from app.replies.tasks import Tasks
-from app.replies.turn import Turn
+from app.replies.turn import Home, Turn
 from app.settings import Settings
 from app.storage.store import Caller, OpenedTurn
 
@@ -25,15 +26,18 @@ LAST_WORDS_S = 2.5
 
 
 class Turns:
-    def __init__(self, settings: Settings, saves: Saves, model: Model, lease: Lease, tasks: Tasks) -> None:
+    def __init__(
+        self, settings: Settings, openings: Openings, saves: Saves, model: Model, lease: Lease, tasks: Tasks
+    ) -> None:
         self.stopping = False
         # How many replies each user has running, or opening.
         self.running: Counter[Caller] = Counter()
         self._settings = settings
+        self._openings = openings
         self._saves = saves
         self._model = model
-        self._lease = lease
         self._tasks = tasks
+        self._home = Home(lease, saves, tasks, settings.reply_limit_chars, self._over, self._stored)
         self._turns: dict[str, Turn] = {}
         self._idle = asyncio.Event()
         self._idle.set()
@@ -49,7 +53,7 @@ class Turns:
         message: str,
         reply_id: str,
         client: Client,
-        unread: Unread,
+        window_s: float | None,
         **row: Any,
     ) -> Reply | OpenedTurn:
         """Store the question and an empty reply, and let the model answer `client`. `row`: more of turn_open.
@@ -64,13 +68,13 @@ class Turns:
         self._count(caller, 1)
         opened: OpenedTurn | None = None
         try:
-            opened = await self._saves.open(caller, message, reply_id, **row)
+            opened = await self._openings.open(caller, message, reply_id, **row)
         finally:
             if opened is None or opened.chat_id is None:
                 self._count(caller, -1)
         if opened.chat_id is None:
             return opened
-        turn = self._turns[reply_id] = self._new_turn(caller, reply_id, opened, unread)
+        turn = self._turns[reply_id] = Turn(caller, reply_id, opened, self._home, window_s=window_s)
         client.attach(turn.reply)
         if self.stopping:
             turn.end("interrupted")
@@ -78,22 +82,11 @@ class Turns:
         turn.start(self._model, Conversation(alternate(opened.history, message), client.reads_along))
         return turn.reply
 
-    def _new_turn(self, caller: Caller, reply_id: str, opened: OpenedTurn, unread: Unread) -> Turn:
-        return Turn(
-            caller,
-            reply_id,
-            opened,
-            unread,
-            self._settings.reply_limit_chars,
-            lease=self._lease,
-            saves=self._saves,
-            tasks=self._tasks,
-            over=self._over,
-        )
-
     def _over(self, turn: Turn) -> None:
         self._count(turn.caller, -1)
-        self._forget(turn)
+
+    def _stored(self, turn: Turn) -> None:
+        del self._turns[turn.reply.id]
 
     def _count(self, caller: Caller, change: int) -> None:
         self.running[caller] += change
@@ -103,10 +96,6 @@ class Turns:
             self._idle.clear()
         else:
             self._idle.set()
-
-    def _forget(self, turn: Turn) -> None:
-        if isinstance(turn.reply.state, Ended):
-            self._turns.pop(turn.reply.id, None)
 
     async def checkpoint(self) -> None:
         """Store what has grown, of those whose last checkpoint is CHECKPOINT_S ago."""
@@ -124,10 +113,9 @@ class Turns:
             await self._saves.prove(list(self._turns.values()))
 
     async def settle(self) -> None:
-        """Store what is owed, as far as the database allows."""
+        """Store what is owed, and take back what is doubtful, as far as the database allows."""
         await self._saves.settle()
-        for turn in list(self._turns.values()):
-            self._forget(turn)
+        await self._openings.take_back()
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new turns, let those that run end by themselves for `grace_s`, then end the rest.
@@ -138,8 +126,8 @@ class Turns:
             return
         self.stopping = True
         for turn in list(self._turns.values()):
-            if turn.reply.unread.held:
-                turn.reply.unread = END_AT_ONCE
+            if turn.reply.window_s is not None:
+                turn.reply.window_s = 0.0
             if turn.reply.is_held:
                 turn.end("disconnected")
         with suppress(TimeoutError):
