@@ -25,7 +25,7 @@ from house import (
     waits_noted,
 )
 from serving import StartServer
-from support import Gated, RawClient, Rows, Tenant, events, eventually, logged, post, says
+from support import Gated, Rows, Tenant, events, eventually, logged
 
 from app.replies.reply import Closing
 from app.replies.turns import TURNS
@@ -238,23 +238,6 @@ async def test_reply_that_is_to_finish_has_the_grace_of_a_stop_though_nobody_rea
         house.model.go(len(PIECES))
     await drain
     assert stored(rows, reply_id) == (("complete", TEXT) if in_time else ("interrupted", seen))
-
-
-async def test_question_that_is_opened_as_its_server_stops_is_interrupted(
-    start_server: StartServer, rows: Rows, tenant: Tenant
-) -> None:
-    server = await start_server(model=says("Hello"))
-    turns = server.app[TURNS]
-    with rows.locked("chats"):
-        client = await RawClient.connect(server)
-        client.send(post("/chat/stream", b'{"message": "Hi"}', tenant))
-        await eventually(lambda: rows.waiting() == 1)
-        drain = asyncio.create_task(turns.drain(0))
-        await eventually(lambda: turns.stopping)
-    status, body = await answer(client)
-    assert (status, body["error"]) == (503, "Stopping")
-    await drain
-    assert rows.messages(tenant.org_id)[1] == ("assistant", "", "interrupted")
 
 
 async def test_turns_that_end_while_a_stop_saves_others_do_not_disturb_it(

@@ -466,14 +466,16 @@ async def test_turn_beyond_the_limit_is_503_at_once_and_those_that_run_go_on(
         stream.close()
 
 
-async def test_stop_while_the_turn_is_opened_is_503_and_its_reply_interrupted(
+async def test_question_that_is_opened_as_its_server_stops_is_503_and_not_stored(
     start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant
 ) -> None:
     server = await start_server()
     client = await aiohttp_client(server)
     with rows.locked("chats"):
         answers = [
-            asyncio.ensure_future(client.post(path, json={"message": "Hi"}, headers=tenant.headers))
+            asyncio.ensure_future(
+                client.post(path, json={"message": "Hi"}, headers=tenant.headers | {"Idempotency-Key": path})
+            )
             for path in ("/chat", "/chat/stream")
         ]
         await eventually(lambda: rows.waiting() == 2)
@@ -485,7 +487,10 @@ async def test_stop_while_the_turn_is_opened_is_503_and_its_reply_interrupted(
         assert response.headers["Retry-After"] == "1"
         assert (await response.json())["error"] == "Stopping"
     await stop
-    assert [status for _, _, status in rows.messages(tenant.org_id)] == ["complete", "interrupted"] * 2
+    await server.app[TURNS].finish(5.0)  # type: ignore[index]
+    assert rows.messages(tenant.org_id) == []
+    # The same question may be asked again with the same key.
+    assert rows("select count(*) from turn_keys where org_id = %s", tenant.org_id) == [(0,)]
 
 
 async def test_model_has_its_time_to_close_when_the_client_leaves(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from contextlib import suppress
 from typing import Any
 from uuid import uuid4
@@ -48,13 +49,17 @@ class Openings:
                     server_id=self._server_id,
                     history_limit=self._history_limit,
                 )
-            except DatabaseAway as exc:
-                if exc.sent:
-                    self._doubtful[reply_id] = (caller, late_s())
+            except (DatabaseAway, CancelledError) as exc:
+                if not isinstance(exc, DatabaseAway) or exc.sent:
+                    self.revoke(caller, reply_id)
                 raise
             if not opened.overtaken:
                 break
         return opened
+
+    def revoke(self, caller: Caller, reply_id: str) -> None:
+        """Take a turn back, soon, if it was opened or still will be."""
+        self._doubtful[reply_id] = (caller, late_s())
 
     async def take_back(self) -> None:
         """Take back what is doubtful, as far as the database allows."""
@@ -68,7 +73,7 @@ class Openings:
                 org_id=caller.org_id, reply_id=reply_id, server_id=self._server_id
             )
         except DatabaseAway:
-            self._doubtful[reply_id] = (caller, late_s())
+            self.revoke(caller, reply_id)
             raise
         if undone or now_s() > until_s:
             self._doubtful.pop(reply_id, None)

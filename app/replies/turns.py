@@ -66,19 +66,19 @@ class Turns:
         if self.stopping:
             raise stopping()
         self._count(caller, 1)
-        opened: OpenedTurn | None = None
         try:
             opened = await self._openings.open(caller, message, reply_id, **row)
-        finally:
-            if opened is None or opened.chat_id is None:
-                self._count(caller, -1)
+            if self.stopping and opened.chat_id is not None:
+                self._openings.revoke(caller, reply_id)
+                raise stopping()
+        except BaseException:
+            self._count(caller, -1)
+            raise
         if opened.chat_id is None:
+            self._count(caller, -1)
             return opened
         turn = self._turns[reply_id] = Turn(caller, reply_id, opened, self._home, window_s=window_s)
         client.attach(turn.reply)
-        if self.stopping:
-            turn.end("interrupted")
-            raise stopping()
         turn.start(self._model, Conversation(alternate(opened.history, message), client.reads_along))
         return turn.reply
 
