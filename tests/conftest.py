@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from serving import StartServer, new_postgres, serving
-from support import Rows, Tenant
+from support import Clock, Rows, Tenant
 
 from app.storage.db import Database
 from app.storage.statements import Statement
@@ -69,6 +69,14 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """What servers call each other for about once a second, they do fifty times as often."""
     monkeypatch.setattr("app.replies.mirrors.CALL_AGAIN_S", 0.02)
     monkeypatch.setattr("app.replies.elsewhere.ANSWER_S", 0.02)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock that leases go by: it stands unless a test sets it."""
+    clock = Clock()
+    monkeypatch.setattr("app.replies.lease.now_s", clock)
+    return clock
 
 
 @pytest.fixture(params=["same server", "other server"])

@@ -104,6 +104,16 @@ def says(*pieces: str | Exception) -> Model:
     return model
 
 
+class Clock:
+    """Says what it is set to, in seconds."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
 class Gated:
     """A model that says a piece for each `go()`, and tells what became of it.
 

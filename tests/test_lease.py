@@ -5,23 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from support import Clock
 
 from app.replies.lease import GIVE_UP_AFTER, GUARD_S, LEASE_S, Lease
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr("app.replies.lease.now_s", clock)
-    return clock
 
 
 async def step() -> None:

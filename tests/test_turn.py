@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import Gated, logged, says
+from support import Clock, Gated, logged, says
 
 from app.models import Conversation, Message, Model, alternate
 from app.replies.driver import PIECES_BEFORE_YIELD
@@ -111,21 +111,6 @@ async def speak(turn: Turn, model: Model) -> FinalStatus:
     await asyncio.wait([turn._task])
     assert isinstance(turn.reply.state, Ended)
     return turn.reply.state.status
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr("app.replies.lease.now_s", clock)
-    return clock
 
 
 @pytest.fixture
