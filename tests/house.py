@@ -78,7 +78,7 @@ async def ask(server: TestServer, tenant: Tenant, headers: str = "", message: st
 async def call(server: TestServer, tenant: Tenant, method: str, path: str) -> RawClient:
     client = await RawClient.connect(server)
     client.send(
-        f"{method} /chat/stream/{path} HTTP/1.1\r\nHost: test\r\n"
+        f"{method} /chat/stream/{path} HTTP/1.1\r\nHost: localhost\r\n"
         f"x-org-id: {tenant.org_id}\r\nx-user-id: {tenant.user_id}\r\n\r\n".encode()
     )
     return client
@@ -119,6 +119,11 @@ async def read_chars(client: RawClient, count: int) -> str:
 async def read_rest(client: RawClient) -> tuple[bytes, list[dict[str, Any]]]:
     status, _ = await client.read_head()
     return status, events(b"".join(await client.read_chunks()))
+
+
+def first_event(reply_id: str, offset: int) -> bytes:
+    """Return what a stream with ids begins with."""
+    return f'id: {reply_id}:{offset}\ndata: {{"token":"","done":false}}\n\n'.encode()
 
 
 def spoken(read: list[dict[str, Any]]) -> str:
@@ -233,7 +238,7 @@ async def read_at_the_door(house: House, tenant: Tenant) -> tuple[str, RawClient
     reader = await come_back(house.door, tenant, reply_id, len(seen))
     await reader.read_head()
     # The id to come back with.
-    assert await reader.read_chunk() == f"id: {reply_id}:{len(seen)}\n\n".encode()
+    assert await reader.read_chunk() == first_event(reply_id, len(seen))
     reply = house.turn(reply_id).reply
     await eventually(lambda: len(reply.readers) == 2)
     asker.reset()

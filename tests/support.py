@@ -144,7 +144,7 @@ class Gated:
 
 def events(body: bytes) -> list[dict[str, Any]]:
     """Return the payloads of a stream of one-line events, comments left out."""
-    blocks = body.decode("ascii").split("\n\n")
+    blocks = body.replace(b": ping\n", b"").decode("ascii").split("\n\n")
     assert blocks.pop() == "", "the stream ends in a blank line"
     return [
         json.loads(line.removeprefix("data: "))
@@ -223,7 +223,7 @@ class RawClient:
 def post(path: str, body: bytes, tenant: Tenant, *, version: str = "1.1", headers: str = "") -> bytes:
     """Return a POST of JSON as it goes over the wire."""
     return (
-        f"POST {path} HTTP/{version}\r\nHost: test\r\nContent-Type: application/json\r\n"
+        f"POST {path} HTTP/{version}\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"x-org-id: {tenant.org_id}\r\nx-user-id: {tenant.user_id}\r\n"
         f"Content-Length: {len(body)}\r\n{headers}\r\n"
     ).encode() + body

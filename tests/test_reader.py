@@ -137,7 +137,7 @@ async def test_reader_who_comes_late_catches_up_and_follows() -> None:
     reading = Reading(reply, 3, numbered=True)
     await step()
     start, rest = body(reading.take())
-    assert start == b"id: reply-id:3\n\n"
+    assert start == b'id: reply-id:3\ndata: {"token":"","done":false}\n\n'
     assert rest == (
         b'id: reply-id:4\ndata: {"token":" ","done":false}\n\n'
         b'id: reply-id:7\ndata: {"token":"two","done":false}\n\n'
@@ -327,7 +327,7 @@ async def test_silent_stream_is_pinged_and_a_stuck_one_aborted() -> None:
     assert look(114.9)
     assert reading.take() == b""
     assert look(115)
-    assert reading.take() == b"8\r\n: ping\n\n\r\n"
+    assert reading.take() == b"7\r\n: ping\n\r\n"
     reading.protocol.pause_writing()
     transport.backlog = 1000
     reply.say("One")

@@ -101,7 +101,7 @@ async def test_curl_line_that_resumes_gives_the_rest(start_server: StartServer, 
     )
     done = events(await shell(ask))[-1]
     rest = events(await shell(resume, ID=done["message_id"], N="8"))
-    assert [event["token"] for event in rest] == ["rld", ""]
+    assert [event["token"] for event in rest] == ["", "rld", ""]
     assert rest[-1] == done
     rows.forget_demo()
 
@@ -173,7 +173,7 @@ async def chunked(tenant: Tenant) -> AsyncIterator[TestServer]:
     """A server that sends the reply "Añ 😀" as raw UTF-8, one byte a chunk."""
     done = {"token": "", "done": True, "fullText": "Añ 😀"}
     events = [{"token": token, "done": False} for token in ("Añ", " ", "😀")] + [done]
-    wire = b": ping\n\n" + b"".join(
+    wire = b": ping\n" + b"".join(
         b"data: " + json.dumps(event, ensure_ascii=False).encode() + b"\n\n" for event in events
     )
 

@@ -101,7 +101,7 @@ async def test_event_ids_of_a_resumed_stream_count_on(house: House, rows: Rows, 
     client = await RawClient.connect(house.door)
     client.send(
         f"GET /chat/stream?orgId={tenant.org_id}&userId={tenant.user_id}&message=ignored HTTP/1.1\r\n"
-        f"Host: test\r\nLast-Event-ID: {reply_id}:3\r\n\r\n".encode()
+        f"Host: localhost\r\nLast-Event-ID: {reply_id}:3\r\n\r\n".encode()
     )
     _, head = await client.read_head()
     assert head[b"x-message-id"].decode() == reply_id
@@ -192,7 +192,7 @@ async def test_event_source_that_has_all_is_told_to_stop(house: House, tenant: T
     client = await RawClient.connect(house.door)
     client.send(
         f"GET /chat/stream?orgId={tenant.org_id}&userId={tenant.user_id}&message=Hi HTTP/1.1\r\n"
-        f"Host: test\r\nLast-Event-ID: {reply_id}:{len(TEXT)}:end\r\n\r\n".encode()
+        f"Host: localhost\r\nLast-Event-ID: {reply_id}:{len(TEXT)}:end\r\n\r\n".encode()
     )
     status, _ = await client.read_head()
     assert status == b"HTTP/1.1 204 No Content"

@@ -259,7 +259,7 @@ async def test_used_ticket_lets_its_reader_come_back_to_its_reply_only(
             assert response.status == status
             if status == 200:
                 read = events(await response.read())
-                assert [event["token"] for event in read] == ["llo", ""]
+                assert [event["token"] for event in read] == ["", "llo", ""]
 
 
 async def test_old_ticket_is_401(guarded: Any, rows: Rows, tenant: Tenant) -> None:

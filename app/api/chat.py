@@ -18,6 +18,7 @@ from app.api.inputs import (
     Question,
     check_question,
     iso,
+    read_full_text,
     read_key,
     read_last_event_id,
     read_offset,
@@ -75,34 +76,45 @@ async def send(request: web.Request) -> web.Response:
 
 async def stream(request: web.Request) -> web.StreamResponse:
     """`POST /chat/stream`: the reply as events."""
-    return await stream_reply(request, await read_question(request), str(uuid4()), numbered=False)
+    reader = event_reader(request, numbered=False)
+    return await stream_reply(request, reader, await read_question(request), str(uuid4()))
 
 
 async def stream_to_event_source(request: web.Request) -> web.StreamResponse:
     """`GET /chat/stream`: the same, each event with an id; with `Last-Event-ID`, the rest of a reply."""
+    reader = event_reader(request, numbered=True)
     ticket = request.query.get("ticket")
-    if "Last-Event-ID" in request.headers:
-        # EventSource reconnects after any end of a stream and sends the question again.
-        reply_id, offset, ended = read_last_event_id(request.headers["Last-Event-ID"])
-        if ended:
+    # EventSource reconnects after any end of a stream and sends the question again.
+    last = read_last_event_id(request)
+    if last is not None:
+        if last.ended:
             # It has all; this makes it stop.
             return web.Response(status=204)
         if ticket is not None:
-            await tickets.show_again(request, ticket, reply_id)
-        return await read_reply(request, reply_id, offset)
+            await tickets.show_again(request, ticket, last.reply_id)
+        return await read_reply(request, reader, last.reply_id, last.offset)
     reply_id = str(uuid4())
     if ticket is not None:
         question = await tickets.use(request, ticket, reply_id)
     else:
         refuse_spelling(request.query, "chat_id", "chatId")
         question = check_question(request, request.query.get("message"), request.query.get("chatId"))
-    return await stream_reply(request, question, reply_id, numbered=True)
+    return await stream_reply(request, reader, question, reply_id)
 
 
 async def resume(request: web.Request) -> web.StreamResponse:
     """`GET /chat/stream/{message_id}?offset=N`: the rest of a reply, as events with ids."""
-    offset = read_offset(request)
-    return await read_reply(request, parse_uuid("message_id", request.match_info["message_id"]), offset)
+    reader = event_reader(request, numbered=True)
+    reply_id, offset = parse_uuid("message_id", request.match_info["message_id"]), read_offset(request)
+    last = read_last_event_id(request)
+    if last is not None:
+        # One who reconnects by itself sends the same URL again; the offset in it is that of the first time.
+        if last.reply_id != reply_id:
+            raise ApiError(400, "Bad event id", f"Last-Event-ID is of {last.reply_id}, expected {reply_id}.")
+        if last.ended:
+            return web.Response(status=204)
+        offset = last.offset
+    return await read_reply(request, reader, reply_id, offset)
 
 
 async def stop(request: web.Request) -> web.Response:
@@ -114,13 +126,17 @@ async def stop(request: web.Request) -> web.Response:
     return web.json_response({"message_id": reply_id, "status": status})
 
 
+def event_reader(request: web.Request, *, numbered: bool) -> EventReader:
+    """Return who reads for the client of a stream; `numbered`: each event has an id."""
+    return EventReader(request, request.app[SETTINGS], numbered=numbered, full_text=read_full_text(request))
+
+
 async def stream_reply(
-    request: web.Request, question: Question, reply_id: str, *, numbered: bool
+    request: web.Request, reader: EventReader, question: Question, reply_id: str
 ) -> web.StreamResponse:
     """Open a turn and write its reply as events; the last one says how it ended."""
     settings = request.app[SETTINGS]
     window_s = None if settings.unread == "finish" else settings.resume_window_s
-    reader = EventReader(request, settings, numbered=numbered)
     with request.app[READERS].reading(request[CALLER], reader):
         reply = await ask(request, reader, question, read_key(request), window_s, reply_id)
         await reader.read(reply, 0)
@@ -128,13 +144,12 @@ async def stream_reply(
     return reader.stream
 
 
-async def read_reply(request: web.Request, reply_id: str, offset: int) -> web.StreamResponse:
+async def read_reply(request: web.Request, reader: EventReader, reply_id: str, offset: int) -> web.StreamResponse:
     """Write the rest of a reply as events, wherever it runs or ran; 204 if there is none and never will be.
 
     Raises:
         ApiError: 404, the caller has no such reply; 409, it has no such offset; 503, the database is away.
     """
-    reader = EventReader(request, request.app[SETTINGS], numbered=True)
     with request.app[READERS].reading(request[CALLER], reader):
         reply = await request.app[ELSEWHERE].attach(request[CALLER], reply_id, reader)
         if reply is None:

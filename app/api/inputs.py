@@ -21,12 +21,20 @@ PAGE_SIZE_LIMIT = 100
 
 
 SANE_KEY = re.compile(r"[!-~]{1,255}")
+LAST_EVENT_ID_NAME = re.compile(r"last[-_]?event[-_]?id", re.ASCII | re.IGNORECASE)
 LAST_EVENT_ID = re.compile(r"([0-9a-f-]{36}):([0-9]{1,9})(:end)?", re.ASCII)
 
 
 class Question(NamedTuple):
     message: str
     chat_id: str | None
+
+
+class LastEventId(NamedTuple):
+    reply_id: str
+    # The code points that its reader has, and whether that is all.
+    offset: int
+    ended: bool
 
 
 async def read_question(request: web.Request) -> Question:
@@ -118,16 +126,32 @@ def read_offset(request: web.Request) -> int:
     return int(offset)
 
 
-def read_last_event_id(value: str) -> tuple[str, int, bool]:
-    """Return the reply, the code points that its reader has, and whether that is all.
+def read_full_text(request: web.Request) -> bool:
+    """Return `fullText` of the query: whether the event `done` repeats the whole reply."""
+    given = set(request.query.getall("fullText", ["1"]))
+    if given not in ({"0"}, {"1"}):
+        shown = ", ".join(repr(value[:20]) for value in sorted(given))
+        raise ApiError(400, "Bad fullText", f"fullText is {shown}, expected 0 or 1.")
+    return given == {"1"}
+
+
+def read_last_event_id(request: web.Request) -> LastEventId | None:
+    """Return the id of the last event that a client has who comes back; None: it comes for the first time.
+
+    Polyfills of EventSource set no headers: they have it in the URL, under one of several spellings. Not seen, it
+    would be a second question. It may be empty there before the first event; a header is the newer of the two.
 
     Raises:
-        ApiError: 400, it is not an id of ours.
+        ApiError: 400, it is not an id of ours, or there are several.
     """
-    match = LAST_EVENT_ID.fullmatch(value)
-    if match is None:
-        raise ApiError(400, "Bad event id", "Last-Event-ID is expected as <message_id>:<code points seen>.")
-    return parse_uuid("Last-Event-ID", match[1]), int(match[2]), match[3] is not None
+    in_url = (value for name, value in request.query.items() if LAST_EVENT_ID_NAME.fullmatch(name) and value)
+    given = set(request.headers.getall("Last-Event-ID", []) or in_url)
+    if not given:
+        return None
+    match = LAST_EVENT_ID.fullmatch(given.pop())
+    if match is None or given:
+        raise ApiError(400, "Bad event id", "Last-Event-ID is expected as <message_id>:<code points seen>, once.")
+    return LastEventId(parse_uuid("Last-Event-ID", match[1]), int(match[2]), match[3] is not None)
 
 
 def refuse_constant(name: str) -> NoReturn:

@@ -47,7 +47,15 @@ def _word_chunk(word: str) -> bytes:
     return encode_chunk(encode_tokens(word))
 
 
-def last_event(reply: Reply, status: FinalStatus, *, numbered: bool) -> bytes:
+def first_event(reply: Reply, offset: int) -> bytes:
+    """Return the event that opens a numbered stream: the id to come back with, before there is any token.
+
+    An id alone would do for a browser, but several clients make an empty message of a block without data.
+    """
+    return encode_event({"token": "", "done": False}, f"{reply.id}:{offset}")
+
+
+def last_event(reply: Reply, status: FinalStatus, *, numbered: bool, full_text: bool) -> bytes:
     """Return the event that ends a stream. Who comes back with its id is told that there is no more."""
     text = reply.text
     event_id = f"{reply.id}:{len(text)}:end" if numbered else None
@@ -57,7 +65,7 @@ def last_event(reply: Reply, status: FinalStatus, *, numbered: bool) -> bytes:
     done = {
         "token": "",
         "done": True,
-        "fullText": text,
+        **({"fullText": text} if full_text else {}),
         "chat_id": reply.chat_id,
         "message_id": reply.id,
         "chars": len(text),

@@ -12,9 +12,16 @@ from typing import Literal, TypeVar
 from aiohttp import web
 
 from app.errors import ApiError
-from app.replies.events import cut_event, encode_numbered_tokens, last_event, lost_event, tokens_chunk
+from app.replies.events import (
+    cut_event,
+    encode_numbered_tokens,
+    first_event,
+    last_event,
+    lost_event,
+    tokens_chunk,
+)
 from app.replies.reply import Ended, Reply
-from app.replies.sse import ClientGone, EventStream, encode_chunk, encode_id
+from app.replies.sse import ClientGone, EventStream, encode_chunk
 from app.settings import Settings
 from app.statuses import Cut
 from app.storage.store import Caller
@@ -90,13 +97,17 @@ class EventReader(Client):
     One who is behind is sent it from their own task, and holds up nobody.
     """
 
-    def __init__(self, request: web.Request, settings: Settings, *, numbered: bool) -> None:
+    def __init__(
+        self, request: web.Request, settings: Settings, *, numbered: bool, full_text: bool = True
+    ) -> None:
         super().__init__(request)
         self.stream = EventStream(
             request, write_timeout_s=settings.write_timeout_s, heartbeat_s=settings.heartbeat_s
         )
         self._request = request
         self._numbered = numbered
+        # Whether the event `done` repeats the whole reply.
+        self._full_text = full_text
         # The code points that the client has been sent.
         self._offset = 0
 
@@ -131,9 +142,8 @@ class EventReader(Client):
         try:
             await self.stream.prepare(self._request)
             if self._numbered:
-                # Sets the last event id without an event: an EventSource that loses the connection before the next
-                # token comes back with it, and does not ask again.
-                self.stream.send(encode_chunk(encode_id(f"{reply.id}:{offset}")))
+                # Who loses the connection before the next token comes back with its id, and does not ask again.
+                self.stream.send(encode_chunk(first_event(reply, offset)))
             while self.over is None:
                 await self.stream.drain()
                 if self._offset < reply.length:
@@ -153,7 +163,7 @@ class EventReader(Client):
     def _last_event(self, reply: Reply, ended: Ended) -> bytes:
         if self._offset > reply.length:
             return lost_event(self._offset, reply.length)
-        return last_event(reply, ended.status, numbered=self._numbered)
+        return last_event(reply, ended.status, numbered=self._numbered, full_text=self._full_text)
 
 
 AnyClient = TypeVar("AnyClient", bound=Client)

@@ -25,19 +25,10 @@ def encode_event(payload: Mapping[str, object], event_id: str | None = None) -> 
     Raises:
         ValueError: `event_id` holds a line break or NUL, which would forge a field.
     """
-    data = f"data: {encode_json(payload)}\n\n".encode("ascii")
-    return data if event_id is None else encode_id(event_id)[:-1] + data
-
-
-def encode_id(event_id: str) -> bytes:
-    """Return a block that sets the last event id and dispatches no event.
-
-    Raises:
-        ValueError: as `encode_event`.
-    """
-    if any(forged in event_id for forged in "\r\n\0"):
+    if event_id is not None and any(forged in event_id for forged in "\r\n\0"):
         raise ValueError("event id holds a line break or NUL")
-    return f"id: {event_id}\n\n".encode("ascii")
+    numbered = "" if event_id is None else f"id: {event_id}\n"
+    return f"{numbered}data: {encode_json(payload)}\n\n".encode("ascii")
 
 
 def encode_chunk(data: bytes) -> bytes:
@@ -51,7 +42,8 @@ def decode_chunk(chunk: bytes) -> bytes:
 
 NO_HEADERS: CIMultiDict[str] = CIMultiDict()
 
-PING = encode_chunk(b": ping\n\n")
+# Without a blank line after it: several clients make an empty message of that.
+PING = encode_chunk(b": ping\n")
 
 
 class ClientGone(ConnectionResetError):
@@ -67,7 +59,12 @@ class EventStream(web.StreamResponse):
 
     def __init__(self, request: web.Request, *, write_timeout_s: float, heartbeat_s: float) -> None:
         super().__init__(
-            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+            headers={
+                "Content-Type": "text/event-stream",
+                # Middlewares that compress hold a stream back until it ends, unless told not to transform it.
+                "Cache-Control": "no-cache, no-transform",
+                "X-Accel-Buffering": "no",
+            }
         )
         if request.version < HttpVersion11:
             # The end of the connection is the end of the stream. aiohttp would keep one open whose client

@@ -265,6 +265,9 @@ class Ledger:
                 if "error" in event or event["done"]:
                     entry.last = event
                     return
+                if not event["token"]:
+                    # A stream with ids begins with it.
+                    continue
                 now_s = time.monotonic()
                 entry.first_word_s = entry.first_word_s or now_s - began_s
                 if entry.words_at_s is not None and not event["token"].isspace():
