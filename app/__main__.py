@@ -151,7 +151,7 @@ def listen(settings: Settings, *, shared: bool = False) -> socket.socket:
 def refuse_strangers(settings: Settings, listener: socket.socket) -> None:
     """Refuse to listen where others than this machine reach it, if whoever asks is believed."""
     address = listener.getsockname()[0]
-    if settings.checks_tokens or settings.trust_identity_headers or ipaddress.ip_address(address).is_loopback:
+    if not settings.believes_anybody or ipaddress.ip_address(address).is_loopback:
         return
     raise StartError(
         f"HOST is {settings.host}, which other machines reach, and x-org-id and x-user-id would be believed:"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -23,6 +24,31 @@ ALGORITHMS = frozenset(f"{family}{size}" for family in ("HS", "RS", "PS", "ES") 
     "EdDSA"
 }
 ORIGIN = re.compile(r"null|[a-z][a-z0-9+.-]*://[^/\s,?#]+", re.IGNORECASE)
+HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
+AUTHORITY = re.compile(r"(.*?)\.?(?::([0-9]*))?", re.DOTALL)
+DEFAULT_PORTS = {"http": "80", "https": "443"}
+
+# Where the pages of development servers come from: Parcel, React and Next.js, Vite, Angular, Astro, Live Server,
+# Storybook, Python's http.server, webpack. Not all of loopback: where identity headers are believed, a page that
+# may ask may be anybody, and whatever else runs on a developer's machine (notebooks, consoles) has pages, too.
+DEVELOPMENT_PORTS = (1234, 3000, 3001, 4173, 4200, 4321, 5173, 5174, 5500, 6006, 8000, 8080, 8081)
+DEVELOPMENT = frozenset(
+    f"http://{host}:{port}" for host in ("localhost", "127.0.0.1") for port in DEVELOPMENT_PORTS
+)
+
+
+def split_authority(authority: str) -> tuple[str, str]:
+    """Return the host in small letters, without a dot at its end, and the port, "" if there is none."""
+    match = AUTHORITY.fullmatch(authority.lower())
+    assert match is not None
+    return match[1], match[2] or ""
+
+
+def normal_origin(origin: str) -> str:
+    """Return an origin in the one form of all that mean it: small letters, no default port, no dot at the end."""
+    scheme, separator, authority = origin.lower().partition("://")
+    host, port = split_authority(authority)
+    return f"{scheme}{separator}{host}" + (f":{port}" if port and port != DEFAULT_PORTS.get(scheme) else "")
 
 
 def _setting(default: T, parse: Callable[[str], T], expected: str, secret: bool = False) -> T:
@@ -102,10 +128,27 @@ def _milliseconds_range(value: str) -> tuple[float, float]:
 
 
 def _origins(value: str) -> frozenset[str]:
-    origins = [origin.strip().rstrip("/") for origin in value.split(",") if origin.strip()]
-    if not all(ORIGIN.fullmatch(origin) for origin in origins):
-        raise ValueError
+    origins: set[str] = set()
+    for origin in _listed(value):
+        if origin == "development":
+            origins |= DEVELOPMENT
+        elif ORIGIN.fullmatch(origin.rstrip("/")):
+            origins.add(normal_origin(origin.rstrip("/")))
+        else:
+            raise ValueError
     return frozenset(origins)
+
+
+def _hosts(value: str) -> frozenset[str]:
+    hosts = [host.lower().rstrip(".").strip("[]") for host in _listed(value)]
+    for host in hosts:
+        if not HOST_NAME.fullmatch(host):
+            ipaddress.ip_address(host)
+    return frozenset(hosts)
+
+
+def _listed(value: str) -> list[str]:
+    return [item.strip() for item in value.split(",") if item.strip()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,10 +175,14 @@ class Settings:
     jwt_user_claim: str = _setting("sub", str, "the name of a claim")
     jwt_audience: str | None = _setting(None, str, "any text")
     jwt_issuer: str | None = _setting(None, str, "any text")
+    allowed_hosts: frozenset[str] | None = _setting(
+        None, _hosts, "host names or addresses separated by commas, without ports"
+    )
     cors_origins: frozenset[str] = _setting(
-        frozenset({"http://localhost:8080", "http://127.0.0.1:8080"}),
+        DEVELOPMENT,
         _origins,
-        "origins like https://example.com separated by commas, or null for pages opened as files",
+        "origins like https://example.com separated by commas, among them null for pages opened as files, and"
+        " development for those of development servers on this machine",
     )
 
     sim_delay_ms: tuple[float, float] = _setting(
@@ -168,6 +215,11 @@ class Settings:
     @property
     def checks_tokens(self) -> bool:
         return self.jwt_secret is not None or self.jwt_jwks_url is not None
+
+    @property
+    def believes_anybody(self) -> bool:
+        """Whether `x-org-id` and `x-user-id` are believed, whoever sends them."""
+        return not self.checks_tokens and not self.trust_identity_headers
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:

@@ -353,8 +353,8 @@ async def test_unknown_path_is_404_and_unknown_method_405(
     "raw",
     [
         b"GET / HTTP/9.9\r\n\r\n",
-        b"GET /chat/stream?message=" + b"x" * 20_000 + b" HTTP/1.1\r\nHost: test\r\n\r\n",
-        b"POST /chat HTTP/1.1\r\nHost: test\r\nContent-Length: Marmalade\r\n\r\n",
+        b"GET /chat/stream?message=" + b"x" * 20_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"POST /chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: Marmalade\r\n\r\n",
     ],
 )
 async def test_malformed_http_is_400_and_one_log_line_without_its_bytes(

@@ -131,7 +131,7 @@ async def test_identity_header_missing_or_sent_twice_is_401(
     method = "GET" if path.startswith("/chats") else "POST"
     client = await RawClient.connect(server)
     client.send(
-        f"{method} {path} HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: 17\r\n"
+        f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 17\r\n"
         f'{"".join(lines)}\r\n{{"message": "Hi"}}'.encode()
     )
     status, _ = await client.read_head()

@@ -250,7 +250,7 @@ def test_half_sent_body_does_not_hold_up_the_stop(start: Processes, postgres_url
     host, port = process.listening().removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(
-            f"POST /chat HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: 99\r\n"
+            f"POST /chat HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n"
             f"x-org-id: {tenant.org_id}\r\nx-user-id: {tenant.user_id}\r\n\r\n{{".encode()
         )
         assert status_of(f"http://{host}:{port}/health") == 200
@@ -273,7 +273,7 @@ def test_reader_that_stops_in_the_middle_of_a_page_is_closed_after_the_write_tim
     host, port = base.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as reader:
         reader.sendall(
-            f"GET /chats/{chat_id}/messages HTTP/1.1\r\nHost: test\r\n"
+            f"GET /chats/{chat_id}/messages HTTP/1.1\r\nHost: localhost\r\n"
             f"x-org-id: {tenant.org_id}\r\nx-user-id: {tenant.user_id}\r\n\r\n".encode()
         )
         assert reader.recv(1000).startswith(b"HTTP/1.1 200")

@@ -21,7 +21,7 @@ def test_nothing_set_gives_the_documented_defaults() -> None:
     assert settings.sim_delay_ms == (10, 30)
     assert settings.heartbeat_s == 15
     assert settings.shutdown_grace_s == 5
-    assert settings.cors_origins == {"http://localhost:8080", "http://127.0.0.1:8080"}
+    assert {"http://localhost:5173", "http://127.0.0.1:8080"} < settings.cors_origins
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,7 @@ def test_nothing_set_gives_the_documented_defaults() -> None:
         ("LOG_LEVEL", "WARN", "warn"),
         ("CORS_ORIGINS", "null", {"null"}),
         ("CORS_ORIGINS", "https://a.example/, http://b.example:81", {"https://a.example", "http://b.example:81"}),
+        ("ALLOWED_HOSTS", "Chat.example., [::5],10.1.2.3", {"chat.example", "::5", "10.1.2.3"}),
         ("SEED_DEMO", "0", False),
         ("DATA_DIR", "/tmp/x", Path("/tmp/x")),
         ("DATABASE_URL", "postgres://u:p@h/d", "postgres://u:p@h/d"),
@@ -68,8 +69,14 @@ def test_value_is_taken(key: str, value: str, parsed: Any) -> None:
         (
             "CORS_ORIGINS",
             "*",
-            "CORS_ORIGINS is '*', expected origins like https://example.com separated by commas, or null for pages"
-            " opened as files",
+            "CORS_ORIGINS is '*', expected origins like https://example.com separated by commas, among them null"
+            " for pages opened as files, and development for those of development servers on this machine",
+        ),
+        (
+            "ALLOWED_HOSTS",
+            "chat.example:3000",
+            "ALLOWED_HOSTS is 'chat.example:3000', expected host names or addresses separated by commas, without"
+            " ports",
         ),
         (
             "DATABASE_URL",

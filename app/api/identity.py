@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NoReturn
 
 from aiohttp import web
 from multidict import MultiMapping
+from yarl import URL
 
 from app.errors import ApiError
-from app.settings import SETTINGS
+from app.settings import SETTINGS, Settings, normal_origin, split_authority
 from app.storage.store import Caller
 
 USUAL_UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
@@ -105,14 +107,51 @@ def refuse_foreign_site(request: web.Request) -> None:
     """Refuse what another site's page sends, so that it cannot act for a user who only looks at it.
 
     `Origin` decides where there is one (Fetch, 3.2); where there is none, `Sec-Fetch-Site` does (an image or
-    a script tag sends no origin). Clients that are no browsers send neither.
+    a script tag sends no origin). Clients that are no browsers send neither. A page under a name that has come to
+    resolve to this machine (DNS rebinding) is of the server's own origin for its browser: only the name tells.
     """
+    settings, host = request.app[SETTINGS], asked_host(request)
+    if host and (settings.believes_anybody or settings.allowed_hosts) and not is_own(host, settings):
+        message = f"Host is {host[:100]!r}, expected localhost, a loopback address, HOST or one in ALLOWED_HOSTS."
+        raise ApiError(403, "Foreign host", message)
     origin = request.headers.get("Origin")
     if origin is None:
         if request.headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin"):
             return
-    elif origin in request.app[SETTINGS].cors_origins | {f"http://{request.host}", f"https://{request.host}"}:
+    elif allows_origin(settings, origin) or (host and normal_origin(origin) in own_origins(host)):
         return
     raise ApiError(
         403, "Foreign origin", "The request comes from a page of another site, expected one in CORS_ORIGINS."
     )
+
+
+def own_origins(host: str) -> set[str]:
+    return {normal_origin(f"{scheme}://{host}") for scheme in ("http", "https")}
+
+
+def allows_origin(settings: Settings, origin: str) -> bool:
+    return normal_origin(origin) in settings.cors_origins
+
+
+def asked_host(request: web.Request) -> str:
+    """Return the host and port that the request is for; "" if it does not say, which no browser does.
+
+    Where the target is a whole URL, that overrules the header (RFC 9112, 3.2.2).
+    """
+    if request.raw_path.startswith("/"):
+        return request.headers.get("Host", "")
+    return URL(request.raw_path).raw_authority
+
+
+def is_own(host: str, settings: Settings) -> bool:
+    """Whether a name is this machine's for all browsers, or the server's by its settings. Ports do not matter."""
+    name = split_authority(host)[0].removeprefix("[").removesuffix("]")
+    if name in {"localhost", settings.host.lower().rstrip("."), *(settings.allowed_hosts or ())}:
+        return True
+    if name.endswith(".localhost"):
+        # RFC 6761, 6.3: no other machine's.
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False

@@ -9,7 +9,7 @@ import uuid
 
 from aiohttp import web
 
-from app.api.identity import Handler
+from app.api.identity import Handler, allows_origin
 from app.errors import ApiError, stopping
 from app.logs import OUTCOME, request_id
 from app.replies.turns import TURNS
@@ -90,7 +90,7 @@ def preflight() -> web.Response:
         headers={
             "Access-Control-Allow-Methods": "GET, POST, DELETE",
             "Access-Control-Allow-Headers": (
-                "authorization, content-type, idempotency-key, x-org-id, x-user-id, x-request-id"
+                "authorization, content-type, idempotency-key, last-event-id, x-org-id, x-user-id, x-request-id"
             ),
             "Access-Control-Max-Age": "600",
         },
@@ -98,11 +98,14 @@ def preflight() -> web.Response:
 
 
 async def sign(request: web.Request, response: web.StreamResponse) -> None:
-    """Put on every response, streams included, its id and what lets an allowed page read it."""
+    """Put on every response, streams included, its id, and who may read it: allowed pages, but no cache."""
     if REQUEST_ID in request:
         response.headers["x-request-id"] = request[REQUEST_ID]
+    # Shared caches go by the URL: they would give one caller's chats to the next. The page's files and the streams
+    # have said by now what holds for them.
+    response.headers.setdefault("Cache-Control", "no-store")
     response.headers.add("Vary", "Origin")
     origin = request.headers.get("Origin")
-    if origin is not None and origin in request.app[SETTINGS].cors_origins:
+    if origin is not None and allows_origin(request.app[SETTINGS], origin):
         response.headers["Access-Control-Allow-Origin"] = origin
         response.headers["Access-Control-Expose-Headers"] = "x-request-id, x-chat-id, x-message-id, retry-after"

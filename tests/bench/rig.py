@@ -106,7 +106,8 @@ def prepare_files(reply: str) -> int:
     head = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
     for name, path in (("stream", "/chat/stream"), ("chat", "/chat")):
         (BUILD / f"{name}.http").write_text(
-            f"POST {path} HTTP/1.1\r\nHost: bench\r\n{head}Content-Length: {len(BODY)}\r\n\r\n{BODY}", newline=""
+            f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{head}Content-Length: {len(BODY)}\r\n\r\n{BODY}",
+            newline="",
         )
     return len(words)
 

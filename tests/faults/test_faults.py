@@ -81,7 +81,7 @@ async def test_clients_cut_in_every_way_leave_final_statuses_and_exact_prefixes(
             body = f'{{"message": "tell a story {i}"}}'
             await loop.sock_sendall(
                 client,
-                f"POST /chat/stream HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                f"POST /chat/stream HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                 f"x-org-id: {tenant.org_id}\r\nx-user-id: {tenant.user_id}\r\n"
                 f"Content-Length: {len(body)}\r\n\r\n{body}".encode(),
             )

@@ -343,7 +343,7 @@ def test_any_bytes_that_are_http_are_answered_as_the_document_says(
         }
         version = b"HTTP/1.0" if framing == "HTTP/1.0" else b"HTTP/1.1"
         line = b" ".join([operation.method.upper().encode(), target, version])
-        head = b"\r\n".join([line, b"Host: x", *headers])
+        head = b"\r\n".join([line, b"Host: localhost", *headers])
         for name, value in values.items():
             head, body = (part.replace(b"$" + name.encode(), value.encode()) for part in (head, body))
         if not connections:

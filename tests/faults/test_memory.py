@@ -37,7 +37,8 @@ async def test_large_pages_that_are_asked_for_and_dropped_leave_nothing_behind(
     path = f"/chats/{add_long_chat(own_rows, tenant)}/messages"
     server = serve()
     request = (
-        f"GET {path} HTTP/1.1\r\nHost: test\r\nx-org-id: {tenant.org_id}\r\nx-user-id: {tenant.user_id}\r\n\r\n"
+        f"GET {path} HTTP/1.1\r\nHost: localhost\r\n"
+        f"x-org-id: {tenant.org_id}\r\nx-user-id: {tenant.user_id}\r\n\r\n"
     ).encode()
 
     async def ask_and_drop() -> None:

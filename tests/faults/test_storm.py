@@ -78,7 +78,7 @@ async def send_slow_headers(server: Server, rng: random.Random) -> None:
     writers = []
     for _ in range(SLOW_CONNECTIONS):
         _, writer = await asyncio.open_connection("127.0.0.1", server.port)
-        writer.write(b"POST /chat/stream HTTP/1.1\r\nHost: x\r\n")
+        writer.write(b"POST /chat/stream HTTP/1.1\r\nHost: localhost\r\n")
         writers.append(writer)
     await asyncio.sleep(rng.uniform(0.5, 2))
     for writer in writers:
