@@ -15,7 +15,7 @@ from aiohttp import web
 from app.api import chat, history, site, tickets
 from app.api.identity import IDENTIFY, from_headers, identified, identified_by_query
 from app.api.limits import LIMITS, Limits
-from app.api.middleware import observe, sign
+from app.api.middleware import expect, observe, sign
 from app.api.tokens import Tokens
 from app.errors import StartError
 from app.models import Model
@@ -65,7 +65,8 @@ def create_app(settings: Settings, *, model: Model | None = None) -> web.Applica
         client_max_size=settings.body_limit_bytes,
     )
     app.add_routes(
-        [
+        web.RouteDef(route.method, route.path, route.handler, route.kwargs | {"expect_handler": expect})
+        for route in [
             web.get("/", site.page_file("index.html")),
             web.get("/chat.js", site.page_file("chat.js")),
             web.get("/sse.js", site.page_file("sse.js")),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from aiohttp.test_utils import TestClient
+from aiohttp.test_utils import TestClient, TestServer
+from support import RawClient, Tenant, post
 
 
 @pytest.mark.parametrize(
@@ -35,3 +36,44 @@ async def test_nothing_else_is_served(client: TestClient, path: str) -> None:
 async def test_probes_answer_without_a_caller(client: TestClient) -> None:
     assert await (await client.get("/health")).json() == {"status": "ok"}
     assert await (await client.get("/ready")).json() == {"status": "ready"}
+
+
+@pytest.mark.parametrize("name", ["If-Modified-Since", "If-Unmodified-Since", "If-Range"])
+@pytest.mark.parametrize(
+    ("date", "status"),
+    [
+        ("Sun, 06 Nov 99999999999999999999 08:49:37 GMT", 400),
+        ("Sun, 99999999999999999999 Nov 1994 08:49:37 GMT", 400),
+        # No dates at all, and so none for us (RFC 9110, 13.1.3).
+        ("0", 200),
+        ("Sun, 06 Nov 1e20 08:49:37 GMT", 200),
+        ("\udcff", 200),
+    ],
+)
+async def test_date_that_cannot_be_is_400_and_drops_no_connection(
+    server: TestServer, name: str, date: str, status: int
+) -> None:
+    for path in ("/", "/openapi.json"):
+        async with await RawClient.connect(server) as client:
+            head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{name}: {date}\r\n\r\n"
+            client.send(head.encode("utf-8", "surrogateescape"))
+            assert int((await client.read_head())[0].split()[1]) == status
+
+
+@pytest.mark.parametrize("expected", ["\udcff", "200-ok", "100-continue, more"])
+async def test_expectation_that_nobody_knows_is_ignored(server: TestServer, expected: str) -> None:
+    client = await RawClient.connect(server)
+    client.send(
+        f"GET /health HTTP/1.1\r\nHost: localhost\r\nExpect: {expected}\r\n\r\n".encode("utf-8", "surrogateescape")
+    )
+    status, head = await client.read_head()
+    assert (status, b"x-request-id" in head) == (b"HTTP/1.1 200 OK", True)
+
+
+async def test_body_that_waits_to_be_asked_for_is_asked_for(server: TestServer, tenant: Tenant) -> None:
+    client = await RawClient.connect(server)
+    head, body = post("/chat", b'{"message": "Hi"}', tenant, headers="Expect: 100-Continue\r\n").split(b"\r\n\r\n")
+    client.send(head + b"\r\n\r\n")
+    assert await client.read_head() == (b"HTTP/1.1 100 Continue", {})
+    client.send(body)
+    assert (await client.read_head())[0] == b"HTTP/1.1 200 OK"

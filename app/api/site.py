@@ -7,7 +7,7 @@ from pathlib import Path
 from aiohttp import web
 
 from app.api.identity import Handler
-from app.errors import stopping
+from app.errors import ApiError, stopping
 from app.replies.turns import TURNS
 from app.storage.store import STORE
 
@@ -36,9 +36,24 @@ def page_file(name: str) -> Handler:
     headers = HEADERS | {"Content-Type": f"{CONTENT_TYPES[path.suffix]}; charset=utf-8"}
 
     async def serve(request: web.Request) -> web.StreamResponse:
+        refuse_impossible_dates(request)
         return web.FileResponse(path, headers=headers)
 
     return serve
+
+
+def refuse_impossible_dates(request: web.Request) -> None:
+    """Refuse dates that cannot be read. FileResponse reads them too late for an answer: the connection would drop.
+
+    What is no date at all is ignored (RFC 9110, 13.1.3).
+    """
+    try:
+        _ = request.if_modified_since, request.if_unmodified_since, request.if_range
+    except (ValueError, OverflowError):
+        message = (
+            "If-Modified-Since, If-Unmodified-Since or If-Range is a date that cannot be, expected one of HTTP."
+        )
+        raise ApiError(400, "Bad date", message) from None
 
 
 async def health(request: web.Request) -> web.Response:
