@@ -255,7 +255,8 @@ http {{
     log_format reply '$request_method $upstream_addr';
     access_log access.log reply;
     {temporary}
-    upstream app {{ {servers} }}
+    {more}
+    upstream app.localhost {{ {servers} }}
     server {{
         listen 127.0.0.1:{port};
         {location}
@@ -287,16 +288,17 @@ def recommended() -> str:
 class Nginx:
     """A real one, round robin before some servers."""
 
-    def __init__(self, folder: Path, servers: Sequence[Server], location: str) -> None:
+    def __init__(self, folder: Path, servers: Sequence[Server], location: str, more: str = "") -> None:
         program, port = tool("nginx", "nginx"), unused_port()
         folder.mkdir()
         names = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         (folder / "nginx.conf").write_text(
             CONFIG.format(
                 temporary="".join(f"{name}_temp_path {folder};" for name in names),
+                more=more,
                 servers="".join(f"server {server.host}:{server.port};" for server in servers),
                 port=port,
-                location=location.replace("127.0.0.1:3000", "app"),
+                location=location.replace("127.0.0.1:3000", "app.localhost"),
             )
         )
         self.base = f"http://127.0.0.1:{port}"
