@@ -16,7 +16,7 @@ from app.api import chat, history, site, tickets
 from app.api.identity import IDENTIFY, from_headers, identified, identified_by_query
 from app.api.limits import LIMITS, Limits
 from app.api.middleware import expect, observe, sign
-from app.api.tokens import Tokens
+from app.api.tokens import check_tokens
 from app.errors import StartError
 from app.models import Model
 from app.models.simulated import Simulated
@@ -85,7 +85,7 @@ def create_app(settings: Settings, *, model: Model | None = None) -> web.Applica
         ]
     )
     app[SETTINGS] = settings
-    app[IDENTIFY] = Tokens(settings).caller if settings.checks_tokens else from_headers
+    app[IDENTIFY] = check_tokens(app, settings) if settings.checks_tokens else from_headers
     # The seam: a real model goes here.
     app[MODEL] = model or Simulated(settings.sim_delay_ms, settings.sim_seed)
     app.cleanup_ctx.extend([keep_database, keep_turns])

@@ -19,8 +19,10 @@ from queue import Queue
 from typing import Any
 from urllib.error import HTTPError
 
+import jwt
 import psutil
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 from support import Rows, Tenant
 
 from app.storage.migrate import MIGRATION_LOCK
@@ -466,6 +468,33 @@ def test_model_that_ignores_its_end_holds_up_neither_the_stop_nor_the_save(
         process.popen.terminate()
         assert process.end()[0] == 0
     assert rows.messages(tenant.org_id)[1] == ("assistant", "word ", "interrupted")
+
+
+def drip(listener: socket.socket, asked: threading.Event) -> None:
+    """Answer one request a byte at a time, for ever."""
+    with suppress(OSError):
+        connection, _ = listener.accept()
+        asked.set()
+        with connection:
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+            while True:
+                connection.sendall(b" ")
+                time.sleep(0.1)
+
+
+def test_keys_that_drip_in_do_not_hold_up_the_stop(start: Processes, postgres_url: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        asked = threading.Event()
+        threading.Thread(target=drip, args=[listener, asked], daemon=True).start()
+        url = "http://{}:{}/".format(*listener.getsockname())
+        process = start(DATABASE_URL=postgres_url, JWT_JWKS_URL=url)
+        host, port = process.listening().removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as client:
+            token = jwt.encode({}, rsa.generate_private_key(public_exponent=65537, key_size=2048), "RS256")
+            client.sendall(f"GET /chats HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer {token}\r\n\r\n".encode())
+            assert asked.wait(10)
+            process.popen.terminate()
+            assert process.end(timeout_s=4)[0] == 0
 
 
 def workers_of(process: Process) -> list[psutil.Process]:

@@ -8,12 +8,14 @@ import os
 import re
 import shlex
 import sys
+import time
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 
+import jwt
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
@@ -113,6 +115,24 @@ async def test_token_made_by_the_command_is_believed(
     command = snippet("sh", "jwt.encode").replace(".venv/bin/python", shlex.quote(sys.executable))
     ids = {"ORG_ID": tenant.org_id, "USER_ID": tenant.user_id, "JWT_SECRET": secret}
     token = (await shell(command, **ids)).decode().strip()
+    client = await aiohttp_client(await start_server(jwt_secret=secret))
+    response = await client.get("/chats", headers={"Authorization": f"Bearer {token}"})
+    assert response.status == 200
+
+
+async def test_id_that_the_command_prints_is_that_of_a_token(
+    start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant
+) -> None:
+    secret, claims = (
+        "a secret of no less than 32 characters",
+        {"iss": "https://id.example.com/", "sub": "auth0|Jörg"},
+    )
+    command = snippet("sh", "uuid.uuid5").replace(".venv/bin/python", shlex.quote(sys.executable))
+    user_id = (await shell(command, ISSUER=claims["iss"], CLAIM=claims["sub"])).decode().strip()
+    # As PostgreSQL's uuid-ossp has it.
+    assert user_id == "b255dbc3-4aaf-5496-a66a-5b246aff9579"
+    rows("insert into users (org_id, id, email) values (%s, %s, 'joerg@example.com')", tenant.org_id, user_id)
+    token = jwt.encode(claims | {"org_id": tenant.org_id, "exp": time.time() + 60}, secret)
     client = await aiohttp_client(await start_server(jwt_secret=secret))
     response = await client.get("/chats", headers={"Authorization": f"Bearer {token}"})
     assert response.status == 200

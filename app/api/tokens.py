@@ -2,46 +2,34 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import time
 from typing import Any
-from uuid import UUID
+from uuid import NAMESPACE_URL, uuid5
 
 import jwt
 from aiohttp import web
 
-from app.api.identity import not_once
+from app.api.identity import USUAL_UUID, Identify, not_once
+from app.api.inputs import json_type
+from app.api.jwks import KeySet
 from app.errors import ApiError
 from app.settings import Settings
 from app.storage.store import Caller
 
-log = logging.getLogger(__name__)
-
 # Between the clocks of who signs a token and who checks it.
 LEEWAY_S = 5
 
-# An unknown key id makes us ask for the keys again; so often at most.
-FETCH_AGAIN_S = 10.0
-FETCH_TIMEOUT_S = 5
-
 
 class Tokens:
-    """Checks tokens against one secret, or the keys at a URL (RFC 7517)."""
+    """Checks tokens against one secret, or the keys at a URL."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._client = None
-        if settings.jwt_jwks_url is not None:
-            self._client = jwt.PyJWKClient(settings.jwt_jwks_url, cache_keys=False, timeout=FETCH_TIMEOUT_S)
         # A public key must never be taken for the secret of an HMAC.
-        self._algorithms = sorted(
-            name for name in settings.jwt_algorithms if name.startswith("HS") == (self._client is None)
-        )
-        self._keys: dict[str | None, jwt.PyJWK] = {}
-        self._fetched_at_s = float("-inf")
-        self._failed = False
-        self._fetching = asyncio.Lock()
+        by_secret = settings.jwt_jwks_url is None
+        self._algorithms = sorted(name for name in settings.jwt_algorithms if name.startswith("HS") == by_secret)
+        self.keys: KeySet | None = None
+        if settings.jwt_jwks_url is not None:
+            self.keys = KeySet(settings.jwt_jwks_url, self._algorithms)
 
     async def caller(self, request: web.Request) -> Caller:
         """Return whom the request's token names.
@@ -49,17 +37,11 @@ class Tokens:
         Raises:
             ApiError: 401, there is no token, or it is not valid; 503, the keys cannot be had.
         """
-        given = request.headers.getall("Authorization", [])
-        if len(given) != 1:
-            raise refused(not_once("Authorization", given))
-        scheme, _, token = given[0].partition(" ")
-        if scheme.lower() != "bearer" or not token:
-            raise refused("Authorization is expected as: Bearer <token>.")
-        settings = self._settings
+        settings, token = self._settings, bearer(request)
         try:
             claims = jwt.decode(
-                token.strip(),
-                await self._key(token.strip()),
+                token,
+                await self._key(token),
                 algorithms=self._algorithms,
                 audience=settings.jwt_audience,
                 issuer=settings.jwt_issuer,
@@ -75,45 +57,59 @@ class Tokens:
             raise refused(f"The token has no claim {exc.claim}.") from None
         except jwt.PyJWTError:
             raise refused("The token is not valid.") from None
-        return Caller(
-            claimed_uuid(claims, settings.jwt_org_claim),
-            claimed_uuid(claims, settings.jwt_user_claim),
-        )
+        return Caller(claimed_id(claims, settings.jwt_org_claim), claimed_id(claims, settings.jwt_user_claim))
 
     async def _key(self, token: str) -> Any:
-        if self._client is None:
+        if self.keys is None:
             return self._settings.jwt_secret
-        key_id = jwt.get_unverified_header(token).get("kid")
-        if key_id not in self._keys:
-            async with self._fetching:
-                if key_id not in self._keys and time.monotonic() - self._fetched_at_s > FETCH_AGAIN_S:
-                    await self._fetch(self._client)
-        if key_id in self._keys:
-            return self._keys[key_id]
-        if self._failed:
-            message = "The keys of tokens cannot be had."
-            raise ApiError(503, "Keys unavailable", message, headers={"Retry-After": f"{FETCH_AGAIN_S:.0f}"})
-        raise jwt.InvalidKeyError
-
-    async def _fetch(self, client: jwt.PyJWKClient) -> None:
-        try:
-            keys = await asyncio.to_thread(client.get_signing_keys, refresh=True)
-        except (jwt.PyJWKClientError, jwt.PyJWKSetError, OSError, ValueError) as exc:
-            log.warning("Keys unavailable", extra={"cause": f"{type(exc).__name__}: {exc}"})
-            self._failed = True
-        else:
-            self._keys = {key.key_id: key for key in keys}
-            self._failed = False
-        self._fetched_at_s = time.monotonic()
+        header = jwt.get_unverified_header(token)
+        algorithm = header.get("alg")
+        if algorithm not in self._algorithms:
+            raise jwt.InvalidAlgorithmError
+        return await self.keys.find(header.get("kid"), algorithm)
 
 
-def claimed_uuid(claims: dict[str, Any], name: str) -> str:
+def check_tokens(app: web.Application, settings: Settings) -> Identify:
+    """Return what finds out by token who is asking; the application keeps its keys up to date."""
+    tokens = Tokens(settings)
+    if tokens.keys is not None:
+        app.cleanup_ctx.append(tokens.keys.kept_up)
+    return tokens.caller
+
+
+def bearer(request: web.Request) -> str:
+    """Return the request's token."""
+    given = request.headers.getall("Authorization", [])
+    if len(given) != 1:
+        raise refused(not_once("Authorization", given))
+    scheme, _, token = given[0].partition(" ")
+    # Bytes that are no UTF-8 come as lone surrogates, which PyJWT cannot encode.
+    if scheme.lower() != "bearer" or not token.strip() or not token.isascii():
+        raise refused("Authorization is expected as: Bearer <token>.")
+    return token.strip()
+
+
+def claimed_id(claims: dict[str, Any], name: str) -> str:
+    """Return the UUID that a claim is, or else the one that stands for what the issuer says in it.
+
+    That is of version 5, named by the claim in the namespace of the issuer, which is of version 5 itself, named by
+    `iss` in the namespace of URLs (RFC 9562, 5.5).
+    """
     if name not in claims:
         raise refused(f"The token has no claim {name}.")
+    claim, issuer = claims[name], claims.get("iss")
+    if not isinstance(claim, str):
+        raise refused(f"The token's claim {name} is {json_type(claim)}, expected a string.")
+    if USUAL_UUID.fullmatch(claim):
+        return claim.lower()
+    if not claim:
+        raise refused(f"The token's claim {name} is empty, expected some text.")
+    if not isinstance(issuer, str) or not issuer:
+        raise refused(f"The token's claim {name} is no UUID, expected one, or a text in iss.")
     try:
-        return str(UUID(claims[name]))
-    except (TypeError, ValueError, AttributeError):
-        raise refused(f"The token's claim {name} is no UUID.") from None
+        return str(uuid5(uuid5(NAMESPACE_URL, issuer), claim))
+    except UnicodeEncodeError:
+        raise refused(f"The token's claim {name} or iss holds a lone surrogate, expected Unicode text.") from None
 
 
 def refused(message: str) -> ApiError:
