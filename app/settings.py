@@ -175,6 +175,7 @@ class Settings:
     jwt_user_claim: str = _setting("sub", str, "the name of a claim")
     jwt_audience: str | None = _setting(None, str, "any text")
     jwt_issuer: str | None = _setting(None, str, "any text")
+    jwt_create_users: bool = _setting(False, _switch, "0 or 1")
     allowed_hosts: frozenset[str] | None = _setting(
         None, _hosts, "host names or addresses separated by commas, without ports"
     )
@@ -241,6 +242,8 @@ class Settings:
                 raise StartError(f"{key} is {shown}, expected {setting.metadata['expected']}") from None
         if values.get("jwt_secret") and values.get("jwt_jwks_url"):
             raise StartError("JWT_SECRET and JWT_JWKS_URL are both set, expected one of them")
+        if values.get("jwt_create_users") and not (values.get("jwt_secret") or values.get("jwt_jwks_url")):
+            raise StartError("JWT_CREATE_USERS is 1, expected with it JWT_SECRET or JWT_JWKS_URL")
         if values.get("jwt_jwks_url") and not has_crypto:
             raise StartError(
                 "JWT_JWKS_URL is set, and cryptography not installed: .venv/bin/pip install -e '.[jwks]'"

@@ -1,9 +1,28 @@
 -- Keep a question for whoever shows the ticket.
--- takes:   hash (SHA-256 of the ticket), org_id, user_id, message, chat_id (null: a new chat)
+-- takes:   org_id, user_id, create_caller (whether a user who is not known is made, and their org), hash (SHA-256 of the
+--          ticket), message, chat_id (null: a new chat)
 -- returns: a row or none (created_at); none if the user is not in the org
 -- repeat:  no
-insert into tickets (hash, org_id, user_id, message, chat_id)
-select %(hash)s, org_id, id, %(message)s, %(chat_id)s::uuid
-from users
-where org_id = %(org_id)s and id = %(user_id)s
+with caller as (
+    select id
+    from users
+    where org_id = %(org_id)s and id = %(user_id)s
+),
+-- As in turn_open.
+org as (
+    insert into orgs (id)
+    select %(org_id)s
+    where %(create_caller)s::boolean and not exists (select from caller)
+    on conflict do nothing
+),
+newcomer as (
+    insert into users (org_id, id)
+    select %(org_id)s, %(user_id)s
+    where %(create_caller)s::boolean and not exists (select from caller)
+    on conflict (org_id, id) do update set org_id = excluded.org_id
+    returning id
+)
+insert into tickets (org_id, hash, user_id, message, chat_id)
+select %(org_id)s, %(hash)s, id, %(message)s, %(chat_id)s::uuid
+from (select id from caller union all select id from newcomer) as anyone
 returning created_at

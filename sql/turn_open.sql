@@ -1,7 +1,8 @@
 -- Open a turn: check the caller, find or create the chat, store the question and an empty reply. All or nothing.
--- takes:   org_id, user_id, chat_id (null: a new chat), new_chat_id, title (of a new chat),
---          question_id, reply_id, content (of the question), server_id (whose lock this server holds),
---          history_limit (messages), key (of the turn, unique for the user; null: none), asked (SHA-256 of the question)
+-- takes:   org_id, user_id, create_caller (whether a user who is not known is made, and their org),
+--          chat_id (null: a new chat), new_chat_id, title (of a new chat), question_id, reply_id,
+--          content (of the question), server_id (whose lock this server holds), history_limit (messages),
+--          key (of the turn, unique for the user; null: none), asked (SHA-256 of the question)
 -- returns: a row (caller_known, chat_known, overtaken, chat_id, created_at, history, running_id, running_server_id);
 --          caller_known is false if the user is not in the org, chat_known if the caller has no such chat;
 --          running_id is the reply that the chat has running, and running_server_id its server, null if none;
@@ -13,6 +14,20 @@ with caller as (
     select org_id, id
     from users
     where org_id = %(org_id)s and id = %(user_id)s
+),
+org as (
+    insert into orgs (id)
+    select %(org_id)s
+    where %(create_caller)s::boolean and not exists (select from caller)
+    on conflict do nothing
+),
+newcomer as (
+    insert into users (org_id, id)
+    select %(org_id)s, %(user_id)s
+    where %(create_caller)s::boolean and not exists (select from caller)
+    -- Not "do nothing": of two first turns at once the later one, too, is to have the row.
+    on conflict (org_id, id) do update set org_id = excluded.org_id
+    returning id
 ),
 -- Who waits here for another turn is given the row as that turn has left it...
 chat as (
@@ -35,7 +50,7 @@ last_reply as (
 ),
 place as (
     select %(new_chat_id)s::uuid as chat_id, 0 as message_count
-    from caller
+    from (select id from caller union all select id from newcomer) as anyone
     where %(chat_id)s::uuid is null
     union all
     select chat.id, chat.message_count
@@ -82,7 +97,7 @@ reply as (
     returning chat_id, created_at
 )
 select
-    exists (select from caller) as caller_known,
+    exists (select from caller) or exists (select from newcomer) as caller_known,
     %(chat_id)s::uuid is null or exists (select from chat) as chat_known,
     exists (select from chat where message_count is distinct from (select position from last_reply)) as overtaken,
     reply.chat_id,

@@ -160,6 +160,40 @@ async def test_100_with_one_key_at_once_give_one_turn(
     assert rows("select count(*) from messages where org_id = %s", tenant.org_id) == [(2,)]
 
 
+@pytest.mark.parametrize("limits", [{"stream_limit": 1}, {"user_stream_limit": 1}, {"user_turns_per_minute": 1}])
+async def test_same_key_is_admitted_where_no_new_turn_is(
+    start_server: StartServer, rows: Rows, tenant: Tenant, limits: dict[str, int]
+) -> None:
+    model = Gated(pieces=PIECES)
+    server = await start_server(model=model, **limits)
+    client, reply_id = await ask(server, tenant, KEY)
+    for headers, body in (("Idempotency-Key: two\r\n", b'{"message": "Hi"}'), ("", b'{"message": "Hi"}')):
+        refused = await RawClient.connect(server)
+        refused.send(post("/chat/stream", body, tenant, headers=headers))
+        assert (await answer(refused))[0] in (429, 503)
+    reused = await RawClient.connect(server)
+    reused.send(post("/chat/stream", b'{"message": "Another"}', tenant, headers=KEY))
+    assert (await answer(reused))[0] == 409
+    again, again_id = await ask(server, tenant, KEY)
+    assert again_id == reply_id
+    model.go(len(PIECES) + 1)
+    for reader in (client, again):
+        assert spoken(events(b"".join(await reader.read_chunks()))) == TEXT
+    assert rows("select count(*) from messages where org_id = %s", tenant.org_id) == [(2,)]
+
+
+async def test_same_key_counts_once_as_a_question(start_server: StartServer, tenant: Tenant) -> None:
+    server = await start_server(model=says(*PIECES), user_turns_per_minute=2)
+    for _ in range(5):
+        client, _ = await ask(server, tenant, KEY)
+        await client.read_chunks()
+    # The first two of them would be all otherwise.
+    for key, status in (("two", b"200 OK"), ("three", b"429 Too Many Requests")):
+        client = await RawClient.connect(server)
+        client.send(post("/chat", b'{"message": "Hi"}', tenant, headers=f"Idempotency-Key: {key}\r\n"))
+        assert (await client.read_head())[0] == b"HTTP/1.1 " + status
+
+
 async def test_key_is_forgotten_after_a_day_and_its_turn_is_not(
     start_server: StartServer, rows: Rows, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,6 +99,13 @@ def test_keys_at_a_url_without_cryptography_stop_the_start(monkeypatch: pytest.M
     assert Settings.from_environ({"JWT_SECRET": "x" * 32}).checks_tokens
 
 
+def test_users_are_made_only_where_tokens_are_checked() -> None:
+    with pytest.raises(StartError) as caught:
+        Settings.from_environ({"JWT_CREATE_USERS": "1"})
+    assert str(caught.value) == "JWT_CREATE_USERS is 1, expected with it JWT_SECRET or JWT_JWKS_URL"
+    assert Settings.from_environ({"JWT_CREATE_USERS": "1", "JWT_SECRET": "x" * 32}).jwt_create_users
+
+
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(FrozenInstanceError):
         Settings().port = 1  # type: ignore[misc]

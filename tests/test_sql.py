@@ -33,6 +33,7 @@ VALUES: dict[str, Any] = {
     "page_bytes": 1_000_000,
     "key": "key",
     "asked": b"",
+    "create_caller": True,
     "hash": b"",
     "lifetime_s": 60.0,
     "age_s": 3600.0,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import time
 from typing import Any
-from uuid import NAMESPACE_URL, uuid5
+from uuid import NAMESPACE_URL, uuid4, uuid5
 
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
+from house import waiting
 from jwt.utils import base64url_encode
 from serving import StartServer
 from support import RawClient, Rows, Tenant, logged, says
@@ -161,6 +163,126 @@ async def test_claim_that_is_no_uuid_becomes_one_of_its_issuer(
     # The same text of another issuer is another user's.
     async with guarded.post("/chat", json=QUESTION, headers=signed(tenant, iss=ISSUER[:-1], sub=sub)) as response:
         assert response.status == 403
+
+
+@pytest.fixture
+async def creating(start_server: StartServer, aiohttp_client: Any) -> Any:
+    settings = {"jwt_secret": SECRET, "jwt_create_users": True}
+    return await aiohttp_client(await start_server(model=says("Hello"), **settings))
+
+
+@pytest.fixture
+def stranger() -> Tenant:
+    return Tenant(str(uuid4()), str(uuid4()))
+
+
+def made(rows: Rows, tenant: Tenant) -> list[tuple[Any, ...]]:
+    """Return what there is of an org and its users."""
+    return rows(
+        "select orgs.name, users.id::text, users.email from orgs left join users on org_id = orgs.id"
+        " where orgs.id = %s order by users.created_at",
+        tenant.org_id,
+    )
+
+
+@pytest.mark.parametrize("path", ["/chat", "/chat/stream", "/chat/stream/ticket"])
+async def test_org_and_user_are_made_with_their_first_question(
+    creating: Any, rows: Rows, stranger: Tenant, path: str
+) -> None:
+    async with creating.post(path, json=QUESTION, headers=signed(stranger)) as response:
+        assert response.status == 200
+        await response.read()
+    assert made(rows, stranger) == [(None, stranger.user_id, None)]
+    # And a second user of the org.
+    second = Tenant(stranger.org_id, str(uuid4()))
+    async with creating.post(path, json=QUESTION, headers=signed(second)) as response:
+        assert response.status == 200
+    assert [user_id for _, user_id, _ in made(rows, stranger)] == [stranger.user_id, second.user_id]
+
+
+async def test_users_of_a_provider_without_orgs_are_in_one(
+    start_server: StartServer, aiohttp_client: Any, rows: Rows
+) -> None:
+    settings = {"jwt_secret": SECRET, "jwt_create_users": True, "jwt_org_claim": "iss"}
+    client = await aiohttp_client(await start_server(model=says("Hello"), **settings))
+    issuer = f"https://{uuid4()}.example.com/"
+    for sub in ("auth0|ann", "auth0|bob", "auth0|ann"):
+        token = jwt.encode({"iss": issuer, "sub": sub, "exp": time.time() + 60}, SECRET)
+        async with client.post("/chat", json=QUESTION, headers=bearer(token)) as response:
+            assert response.status == 200
+    org_id = str(uuid5(uuid5(NAMESPACE_URL, issuer), issuer))
+    assert rows("select count(*) from users where org_id = %s", org_id) == [(2,)]
+    assert rows("select count(*) from chats where org_id = %s", org_id) == [(3,)]
+
+
+async def test_user_is_made_by_no_more_than_a_turns_two_statements(
+    statements: list[str], creating: Any, stranger: Tenant
+) -> None:
+    statements.clear()
+    async with creating.post("/chat", json=QUESTION, headers=signed(stranger)) as response:
+        assert response.status == 200
+    assert statements == ["turn_open", "turn_close"]
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+async def test_first_questions_at_once_make_one_user_and_are_all_answered(
+    creating: Any, rows: Rows, stranger: Tenant, end: str
+) -> None:
+    second = Tenant(stranger.org_id, str(uuid4()))
+
+    async def ask(tenant: Tenant, path: str) -> int:
+        async with creating.post(path, json=QUESTION, headers=signed(tenant)) as response:
+            return int(response.status)
+
+    # None of them sees the rows that another is about to leave, or not.
+    rows("begin")
+    try:
+        rows("insert into orgs (id) values (%s)", stranger.org_id)
+        rows("insert into users (org_id, id) values (%s, %s)", stranger.org_id, stranger.user_id)
+        asking = [
+            asyncio.create_task(ask(tenant, path))
+            for tenant in (stranger, second)
+            for path in ("/chat", "/chat", "/chat/stream/ticket")
+        ]
+        await waiting(rows, len(asking))
+    finally:
+        rows(end)
+    assert await asyncio.gather(*asking) == [200] * 6
+    assert {user_id for _, user_id, _ in made(rows, stranger)} == {stranger.user_id, second.user_id}
+    assert len(rows.messages(stranger.org_id)) == 2 * 4
+
+
+async def test_user_who_is_not_made_yet_has_no_chats_and_is_not_made_by_looking(
+    creating: Any, rows: Rows, stranger: Tenant
+) -> None:
+    async with creating.get("/chats", headers=signed(stranger)) as response:
+        assert (response.status, await response.json()) == (200, {"chats": [], "next": None})
+    some = uuid4()
+    for method, path in (
+        ("GET", f"/chats?before={some}"),
+        ("GET", f"/chats/{some}/messages"),
+        ("GET", f"/chat/stream/{some}"),
+        ("DELETE", f"/chat/stream/{some}"),
+    ):
+        async with creating.request(method, path, headers=signed(stranger)) as response:
+            assert response.status == 404, path
+    assert made(rows, stranger) == []
+
+
+async def test_user_is_not_made_where_the_setting_does_not_say_so(
+    guarded: Any, rows: Rows, stranger: Tenant
+) -> None:
+    for method, path in (("POST", "/chat"), ("POST", "/chat/stream/ticket"), ("GET", "/chats")):
+        async with guarded.request(method, path, json=QUESTION, headers=signed(stranger)) as response:
+            assert response.status == 403
+    assert made(rows, stranger) == []
+
+
+async def test_known_user_is_left_as_they_are(creating: Any, rows: Rows, tenant: Tenant) -> None:
+    before = rows("select xmin, * from users where org_id = %s", tenant.org_id)
+    async with creating.post("/chat", json=QUESTION, headers=signed(tenant)) as response:
+        assert response.status == 200
+    assert rows("select xmin, * from users where org_id = %s", tenant.org_id) == before
 
 
 async def test_more_running_replies_than_a_user_may_have_are_429(

@@ -36,7 +36,7 @@ from app.replies.turns import TURNS
 from app.settings import SETTINGS
 from app.statuses import STOPPING, TAKEN_BACK, Cut, bad_offset, failure
 from app.storage.db import DatabaseAway
-from app.storage.store import STORE, OpenedTurn
+from app.storage.store import STORE
 
 log = logging.getLogger(__name__)
 
@@ -77,29 +77,29 @@ async def send(request: web.Request) -> web.Response:
 async def stream(request: web.Request) -> web.StreamResponse:
     """`POST /chat/stream`: the reply as events."""
     reader = event_reader(request, numbered=False)
-    return await stream_reply(request, reader, await read_question(request), str(uuid4()))
+    return await stream_reply(request, reader, await read_question(request), read_key(request))
 
 
 async def stream_to_event_source(request: web.Request) -> web.StreamResponse:
     """`GET /chat/stream`: the same, each event with an id; with `Last-Event-ID`, the rest of a reply."""
     reader = event_reader(request, numbered=True)
-    ticket = request.query.get("ticket")
+    given = request.query.get("ticket")
     # EventSource reconnects after any end of a stream and sends the question again.
     last = read_last_event_id(request)
     if last is not None:
         if last.ended:
             # It has all; this makes it stop.
             return web.Response(status=204)
-        if ticket is not None:
-            await tickets.show_again(request, ticket, last.reply_id)
+        if given is not None and (await tickets.find(request, given)).reply_id != last.reply_id:
+            raise tickets.refused()
         return await read_reply(request, reader, last.reply_id, last.offset)
-    reply_id = str(uuid4())
-    if ticket is not None:
-        question = await tickets.use(request, ticket, reply_id)
-    else:
+    if given is None:
         refuse_spelling(request.query, "chat_id", "chatId")
         question = check_question(request, request.query.get("message"), request.query.get("chatId"))
-    return await stream_reply(request, reader, question, reply_id)
+        key = read_key(request)
+    else:
+        question, key, _ = await tickets.find(request, given)
+    return await stream_reply(request, reader, question, key)
 
 
 async def resume(request: web.Request) -> web.StreamResponse:
@@ -132,13 +132,13 @@ def event_reader(request: web.Request, *, numbered: bool) -> EventReader:
 
 
 async def stream_reply(
-    request: web.Request, reader: EventReader, question: Question, reply_id: str
+    request: web.Request, reader: EventReader, question: Question, key: str | None
 ) -> web.StreamResponse:
     """Open a turn and write its reply as events; the last one says how it ended."""
     settings = request.app[SETTINGS]
     window_s = None if settings.unread == "finish" else settings.resume_window_s
     with request.app[READERS].reading(request[CALLER], reader):
-        reply = await ask(request, reader, question, read_key(request), window_s, reply_id)
+        reply = await ask(request, reader, question, key, window_s)
         await reader.read(reply, 0)
     note_end(request, reader, reply)
     return reader.stream
@@ -165,12 +165,7 @@ async def read_reply(request: web.Request, reader: EventReader, reply_id: str, o
 
 
 async def ask(
-    request: web.Request,
-    client: Client,
-    question: Question,
-    key: str | None,
-    window_s: float | None,
-    reply_id: str | None = None,
+    request: web.Request, client: Client, question: Question, key: str | None, window_s: float | None
 ) -> Reply:
     """Open a turn, and let `client` read its reply; if the key is an earlier turn's, let them read that one's.
 
@@ -178,45 +173,54 @@ async def ask(
         ApiError: 403, the user is not in the org; 404, no such chat; 409, the chat has a running reply, or the key
             was used for another question; 429 or 503, there is no room for the turn; 503, the database is away.
     """
-    caller, running_id = request[CALLER], None
+    app, caller, running_id = request.app, request[CALLER], None
     asked = hashlib.sha256(json.dumps([question.message, str(question.chat_id)]).encode()).digest()
-    request.app[LIMITS].admit(caller)
+    create = app[SETTINGS].jwt_create_users
+    row = {"chat_id": question.chat_id, "key": key, "asked": asked, "create_caller": create}
+    try:
+        app[LIMITS].admit(caller)
+    except ApiError:
+        # There is room for what is no new turn.
+        if (reply := await attach_earlier(request, client, key, asked)) is None:
+            raise
+        return reply
     for _ in range(ASK_TRIES):
-        row = {"chat_id": question.chat_id, "key": key, "asked": asked}
-        opened = await request.app[TURNS].open(
-            caller, question.message, reply_id or str(uuid4()), client, window_s, **row
-        )
+        opened = await app[TURNS].open(caller, question.message, str(uuid4()), client, window_s, **row)
         if isinstance(opened, Reply):
             return opened
-        earlier_id = await earlier_turn(request, opened, key, asked)
-        if earlier_id is not None:
-            reply = await request.app[ELSEWHERE].attach(caller, earlier_id, client)
-            if reply is None or not await request.app[MIRRORS].is_known(reply):
-                raise undone()
+        if not opened.caller_known:
+            refuse_caller()
+        if (reply := await attach_earlier(request, client, key, asked)) is not None:
+            app[LIMITS].give_back(caller)
             return reply
+        if not opened.chat_known:
+            raise unknown_chat()
         running_id, home_id = opened.running_id, opened.running_server_id
         if running_id is None or home_id is None:
             # The key's turn has just been taken back, unless others of the chat come first again and again.
             raise reply_runs(None) if opened.overtaken else undone()
-        if not await request.app[ELSEWHERE].make_way(caller, running_id, home_id):
+        if not await app[ELSEWHERE].make_way(caller, running_id, home_id):
             break
     raise reply_runs(running_id)
 
 
-async def earlier_turn(request: web.Request, opened: OpenedTurn, key: str | None, asked: bytes) -> str | None:
-    """Return the reply that the key has opened before, or raise what was wrong with the question."""
-    if not opened.caller_known:
-        refuse_caller()
-    if key is not None:
-        earlier = await request.app[STORE].turn_by_key(**request[CALLER]._asdict(), key=key, asked=asked)
-        if earlier is not None and not earlier.same:
-            message = "The Idempotency-Key was used for another question, expected a new one for each."
-            raise ApiError(409, "Key reused", message, details={"message_id": earlier.reply_id})
-        if earlier is not None:
-            return str(earlier.reply_id)
-    if not opened.chat_known:
-        raise unknown_chat()
-    return None
+async def attach_earlier(request: web.Request, client: Client, key: str | None, asked: bytes) -> Reply | None:
+    """Let `client` read the reply that the key has opened before; return None if there is none.
+
+    Raises:
+        ApiError: 409, the key was used for another question; 503, the reply may be taken back.
+    """
+    caller = request[CALLER]
+    earlier = key and await request.app[STORE].turn_by_key(**caller._asdict(), key=key, asked=asked)
+    if not earlier:
+        return None
+    if not earlier.same:
+        message = "The Idempotency-Key was used for another question, expected a new one for each."
+        raise ApiError(409, "Key reused", message, details={"message_id": earlier.reply_id})
+    reply = await request.app[ELSEWHERE].attach(caller, earlier.reply_id, client)
+    if reply is None or not await request.app[MIRRORS].is_known(reply):
+        raise undone()
+    return reply
 
 
 def reply_runs(running_id: str | None) -> ApiError:

@@ -7,6 +7,7 @@ from aiohttp import web
 from app.api.identity import CALLER, parse_uuid, refuse_caller
 from app.api.inputs import iso, read_page
 from app.errors import ApiError, unknown_chat
+from app.settings import SETTINGS
 from app.storage.store import STORE
 
 # Of the messages in a page, as UTF-8; a longer one is a page by itself.
@@ -19,8 +20,8 @@ async def list_chats(request: web.Request) -> web.Response:
     limit, before = read_page(request)
     rows = await request.app[STORE].chat_list(org_id=org_id, user_id=user_id, before=before, page_size=limit + 1)
     if not rows:
-        refuse_caller()
-    if not rows[0].before_known:
+        refuse_stranger(request)
+    if before is not None and not (rows and rows[0].before_known):
         raise ApiError(404, "Not found", "There is no such chat to page before.")
     chats = [
         {"chat_id": row.chat_id, "title": row.title, "created_at": iso(row.created_at)}
@@ -40,8 +41,8 @@ async def list_messages(request: web.Request) -> web.Response:
         org_id=org_id, user_id=user_id, chat_id=chat_id, before=before, page_size=limit + 1, page_bytes=PAGE_BYTES
     )
     if not rows:
-        refuse_caller()
-    if rows[0].chat_id is None:
+        refuse_stranger(request)
+    if not rows or rows[0].chat_id is None:
         raise unknown_chat()
     if not rows[0].before_known:
         raise ApiError(404, "Not found", "There is no such message to page before.")
@@ -58,3 +59,9 @@ async def list_messages(request: web.Request) -> web.Response:
     ][-limit:]
     more = rows[0].message_id is not None and len(rows) > len(messages)
     return web.json_response({"messages": messages, "next": messages[0]["message_id"] if more else None})
+
+
+def refuse_stranger(request: web.Request) -> None:
+    """Refuse a caller who is not in the org, unless their first question will make them."""
+    if not request.app[SETTINGS].jwt_create_users:
+        refuse_caller()

@@ -1,29 +1,50 @@
-"""Tickets: a question is kept, and then asked once by GET, with neither it nor who asks in the URL."""
+"""Tickets: a question is kept, and then asked by GET, with neither it nor the user in the URL.
+
+A ticket is worth an Idempotency-Key: its turn is the one that has the ticket's hash for a key. So showing it uses
+nothing up, whatever comes of the question.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
+from typing import NamedTuple
+from uuid import UUID
 
 from aiohttp import web
 
 from app.api.identity import CALLER, refuse_caller
 from app.api.inputs import Question, read_question
+from app.api.limits import LIMITS
 from app.errors import ApiError
+from app.settings import SETTINGS
 from app.storage.store import STORE, Caller
 
-LIFETIME_S = 60.0
+# For a ticket to ask. Once it has asked, it leads to its reply for as long as it is kept.
+LIFETIME_S = 300.0
+
+# Its org's id, by which it is found as all else is, and 24 random bytes.
+TICKET = re.compile(r"([0-9a-f]{32})[A-Za-z0-9_-]{32}", re.ASCII)
+
+
+class Ticket(NamedTuple):
+    question: Question
+    key: str
+    # None if it has not asked yet.
+    reply_id: str | None
 
 
 async def issue(request: web.Request) -> web.Response:
     """`POST /chat/stream/ticket`: keep a question, to be asked with `GET /chat/stream?ticket=…`."""
     question = await read_question(request)
-    org_id, user_id = request[CALLER]
-    ticket = secrets.token_urlsafe(24)
+    caller = request[CALLER]
+    request.app[LIMITS].admit_ticket(caller)
+    ticket = caller.org_id.replace("-", "") + secrets.token_urlsafe(24)
     issued = await request.app[STORE].ticket_issue(
+        **caller._asdict(),
+        create_caller=request.app[SETTINGS].jwt_create_users,
         hash=digest(ticket),
-        org_id=org_id,
-        user_id=user_id,
         message=question.message,
         chat_id=question.chat_id,
     )
@@ -32,30 +53,27 @@ async def issue(request: web.Request) -> web.Response:
     return web.json_response({"ticket": ticket, "expires_in": int(LIFETIME_S)})
 
 
-async def use(request: web.Request, ticket: str, reply_id: str) -> Question:
-    """Return what the ticket asks, for the turn with this reply; its caller becomes the request's.
+async def find(request: web.Request, ticket: str) -> Ticket:
+    """Return what a ticket stands for; its user becomes the request's caller.
 
     Raises:
         ApiError: 401, there is no such ticket (any more).
     """
-    row = await request.app[STORE].ticket_use(hash=digest(ticket), reply_id=reply_id, lifetime_s=LIFETIME_S)
+    match = TICKET.fullmatch(ticket)
+    if match is None:
+        raise refused()
+    org_id, hashed = str(UUID(match[1])), digest(ticket)
+    row = await request.app[STORE].ticket_find(org_id=org_id, hash=hashed, lifetime_s=LIFETIME_S)
     if row is None:
         raise refused()
-    request[CALLER] = Caller(row.org_id, row.user_id)
-    return Question(row.message, row.chat_id)
-
-
-async def show_again(request: web.Request, ticket: str, reply_id: str) -> None:
-    """Let who has used the ticket for this reply come back to it."""
-    row = await request.app[STORE].ticket_holder(hash=digest(ticket), reply_id=reply_id)
-    if row is None:
-        raise refused()
-    request[CALLER] = Caller(row.org_id, row.user_id)
+    request[CALLER] = Caller(org_id, row.user_id)
+    return Ticket(Question(row.message, row.chat_id), hashed.hex(), row.reply_id)
 
 
 def digest(ticket: str) -> bytes:
-    return hashlib.sha256(ticket.encode("utf-8", "surrogatepass")).digest()
+    return hashlib.sha256(ticket.encode("ascii")).digest()
 
 
 def refused() -> ApiError:
-    return ApiError(401, "Bad ticket", f"The ticket is unknown, used, or older than {LIFETIME_S:g} seconds.")
+    message = f"The ticket is unknown, another reply's, or older than {LIFETIME_S:g} seconds."
+    return ApiError(401, "Bad ticket", message)
