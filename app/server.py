@@ -145,10 +145,12 @@ async def keep_turns(app: web.Application) -> AsyncIterator[None]:
 
 
 async def sweep(store: Store, limits: Limits) -> None:
-    """Forget what is old."""
+    """Forget what is old: in pieces, each of which a statement's time is enough for, however much there is."""
     limits.forget_old()
-    await store.ticket_sweep(age_s=TICKET_AGE_S)
-    await store.turn_key_sweep(age_s=KEY_AGE_S)
+    for forget, age_s in ((store.ticket_sweep, TICKET_AGE_S), (store.turn_key_sweep, KEY_AGE_S)):
+        while (await forget(age_s=age_s)).forgotten:
+            # Others have their turn meanwhile: each piece is awaited, and takes a connection for itself.
+            pass
 
 
 async def drain(app: web.Application) -> None:

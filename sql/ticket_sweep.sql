@@ -1,7 +1,21 @@
--- Forget old tickets.
+-- Forget old tickets, ten thousand at a time.
 -- takes:   age_s (seconds)
--- returns: rows (hash), one for each
+-- returns: a row (forgotten: how many; as long as there are some, there may be more)
 -- repeat:  yes
-delete from tickets
-where created_at < now() - make_interval(secs => %(age_s)s::float8)
-returning hash
+with old as (
+    select tableoid, ctid
+    from tickets
+    where created_at < now() - make_interval(secs => %(age_s)s::float8)
+    order by created_at
+    limit 10000
+    -- What another server forgets at this moment is not waited for.
+    for update skip locked
+),
+forgotten as (
+    delete from tickets
+    using old
+    -- A ctid is unique within a partition.
+    where tickets.tableoid = old.tableoid and tickets.ctid = old.ctid
+    returning true
+)
+select count(*) as forgotten from forgotten
