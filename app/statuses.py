@@ -29,7 +29,7 @@ class Cut(NamedTuple):
 
 AWAY = Cut("Cut short", "The database did not answer. The reply may go on: come back for the rest.")
 STOPPING = Cut("Cut short", "This server is stopping. The reply may go on: come back for the rest.")
-TAKEN_BACK = Cut("Not stored", "The question was not stored; ask again.")
+TAKEN_BACK = Cut("Not stored", "The question is not stored, or no longer; ask again.")
 
 
 def bad_offset(offset: int, length: int) -> str:

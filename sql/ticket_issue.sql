@@ -3,12 +3,13 @@
 --          ticket), message, chat_id (null: a new chat)
 -- returns: a row or none (created_at); none if the user is not in the org
 -- repeat:  no
+-- As in turn_open.
 with caller as (
     select id
     from users
     where org_id = %(org_id)s and id = %(user_id)s
+    for key share
 ),
--- As in turn_open.
 org as (
     insert into orgs (id)
     select %(org_id)s

@@ -14,6 +14,8 @@ with caller as (
     select org_id, id
     from users
     where org_id = %(org_id)s and id = %(user_id)s
+    -- Where the user is being deleted, wait and find none: else what is stored for them would break a foreign key.
+    for key share
 ),
 org as (
     insert into orgs (id)
@@ -34,7 +36,7 @@ chat as (
     select chats.id, chats.message_count
     from caller
     join chats
-        on chats.org_id = caller.org_id and chats.user_id = caller.id and chats.id = %(chat_id)s::uuid
+        on chats.org_id = %(org_id)s and chats.user_id = caller.id and chats.id = %(chat_id)s::uuid
     for update of chats
 ),
 -- ...but all else as it was when this statement began (READ COMMITTED). So the two are compared.
@@ -42,7 +44,7 @@ last_reply as (
     select messages.id, messages.status, messages.server_id, messages.position
     from caller
     join chats
-        on chats.org_id = caller.org_id and chats.user_id = caller.id and chats.id = %(chat_id)s::uuid
+        on chats.org_id = %(org_id)s and chats.user_id = caller.id and chats.id = %(chat_id)s::uuid
     join messages
         on messages.org_id = chats.org_id
         and messages.chat_id = chats.id

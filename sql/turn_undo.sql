@@ -3,39 +3,29 @@
 -- returns: a row or none (chat_id); none if this server has no such reply running
 -- repeat:  yes
 with reply as (
-    select messages.org_id, messages.id, messages.chat_id, messages.position, chats.user_id
+    select chat_id, position
     from messages
-    join chats
-        on chats.org_id = messages.org_id and chats.id = messages.chat_id
-    where messages.org_id = %(org_id)s
-        and messages.id = %(reply_id)s
-        and messages.server_id = %(server_id)s
-        and messages.status = 'streaming'
+    where org_id = %(org_id)s
+        and id = %(reply_id)s
+        and server_id = %(server_id)s
+        -- It is streaming. By its status, the planner might look for it among all that are.
+        and finished_at is null
     for update
 ),
+-- And with the reply its key (on delete cascade).
 turn as (
     delete from messages
-    using reply
-    where messages.org_id = reply.org_id
-        and messages.chat_id = reply.chat_id
-        and messages.position in (reply.position - 1, reply.position)
-),
-keyed as (
-    delete from turn_keys
-    using reply
-    where turn_keys.org_id = reply.org_id
-        and turn_keys.user_id = reply.user_id
-        and turn_keys.reply_id = reply.id
+    where org_id = %(org_id)s
+        and chat_id = (select chat_id from reply)
+        and position in ((select position - 1 from reply), (select position from reply))
 ),
 continued as (
     update chats
     set message_count = message_count - 2
-    from reply
-    where chats.org_id = reply.org_id and chats.id = reply.chat_id and reply.position > 2
+    where org_id = %(org_id)s and id = (select chat_id from reply where position > 2)
 ),
 started as (
     delete from chats
-    using reply
-    where chats.org_id = reply.org_id and chats.id = reply.chat_id and reply.position = 2
+    where org_id = %(org_id)s and id = (select chat_id from reply where position = 2)
 )
 select chat_id from reply

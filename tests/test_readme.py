@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import sys
+import sysconfig
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -138,11 +139,42 @@ async def test_id_that_the_command_prints_is_that_of_a_token(
     assert response.status == 200
 
 
-async def test_embedded_database_is_looked_into(postgres_url: str, rows: Rows, server: TestServer) -> None:
-    command = snippet("sh", "psycopg2.connect").replace(".venv/bin/python", shlex.quote(sys.executable))
-    out = await shell(command.replace("'.data'", repr(parse_dsn(postgres_url)["host"])))
-    assert out.startswith(b"[")
-    assert rows("select count(*) from messages") == [(out.count(b"('user', ") + out.count(b"('assistant', "),)]
+async def psql(url: str, statement: str | None = None) -> bytes:
+    """Run the command that is shown, with another statement if one is given."""
+    command = snippet("sh", "bin/psql")
+    for shown, here in (
+        (".venv/lib/python3*/site-packages", sysconfig.get_path("purelib")),
+        ("$PWD/.data", parse_dsn(url)["host"]),
+        ("'select role, status, content from messages'", statement and shlex.quote(statement)),
+    ):
+        assert shown in command
+        command = command.replace(shown, here or shown)
+    return await shell(command)
+
+
+async def test_embedded_database_is_looked_into(
+    postgres_url: str, rows: Rows, tenant: Tenant, server: TestServer, aiohttp_client: Any
+) -> None:
+    client = await aiohttp_client(server)
+    assert (await client.post("/chat", json={"message": "Hi"}, headers=tenant.headers)).status == 200
+    out = await psql(postgres_url)
+    assert rows("select count(*) from messages") == [(out.count(b" user      |") + out.count(b" assistant |"),)]
+
+
+async def test_rows_are_inserted_and_deleted_by_the_lines_shown(postgres_url: str, rows: Rows) -> None:
+    org_id, user_id, chat_id = (f"{n}0000000-0000-0000-0000-000000000000" for n in (1, 2, 3))
+    rows("delete from orgs where id = %s", org_id)
+    await psql(postgres_url, snippet("sql", "insert into orgs"))
+    rows(
+        "insert into chats (org_id, id, user_id, title, message_count) values (%s, %s, %s, 'Hi', 0)",
+        *(org_id, chat_id, user_id),
+    )
+    for statement in snippet("sql", "delete from orgs").splitlines():
+        table = statement.split()[2]
+        left = f"select count(*) from {table} where {'id' if table == 'orgs' else 'org_id'} = %s"
+        assert rows(left, org_id) == [(1,)]
+        await psql(postgres_url, statement)
+        assert rows(left, org_id) == [(0,)]
 
 
 # ---- Events

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from app.replies.reply import Closing, Ended, Reply
-from app.statuses import AWAY, FinalStatus
+from app.statuses import AWAY, TAKEN_BACK, FinalStatus
 from app.storage.db import DatabaseAway
 from app.storage.store import Caller, Store
 
@@ -139,8 +139,9 @@ class Saves:
             await self._store.turn_close(**row, content=None, status="failed")
         found = await self._store.reply_find(**turn.caller._asdict(), reply_id=reply.id)
         if found is None:
-            # Deleted: nobody can be told otherwise.
-            return "failed", ""
+            # Deleted by hand: its readers are told so, and nobody can be told otherwise.
+            reply.cut(TAKEN_BACK)
+            return "failed", None
         if found.status == "streaming":
             raise DatabaseAway(sent=True)
         return found.status, found.content if found.content != reply.text else None
