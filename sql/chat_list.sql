@@ -10,7 +10,7 @@ left join chats as edge
 left join lateral (
     select id, title, created_at
     from chats
-    where chats.org_id = users.org_id
+    where chats.org_id = %(org_id)s
         and chats.user_id = users.id
         -- With no edge the bound is later than any chat.
         and (chats.created_at, chats.id)

@@ -28,7 +28,7 @@ left join lateral (
     from (
         select id, position, role, content, status, created_at
         from messages
-        where messages.org_id = chats.org_id
+        where messages.org_id = %(org_id)s
             and messages.chat_id = chats.id
             -- With no edge the bound is later than any message.
             and messages.position < coalesce(edge.position, 2147483647)

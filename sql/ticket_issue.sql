@@ -3,8 +3,8 @@
 --          ticket), message, chat_id (null: a new chat)
 -- returns: a row or none (created_at); none if the user is not in the org
 -- repeat:  no
--- As in turn_open.
 with caller as (
+    -- All of it as in turn_open.
     select id
     from users
     where org_id = %(org_id)s and id = %(user_id)s
