@@ -15,7 +15,8 @@ running as (
     join messages
         on messages.org_id = said.org_id and messages.id = said.id
     where messages.server_id = %(server_id)s::bigint
-        and messages.status = 'streaming'
+        -- It is streaming. By its status, the planner might look for it among all that are.
+        and messages.finished_at is null
         -- Not an earlier one that is carried out late, by a PostgreSQL that was frozen: a reply only grows.
         and octet_length(messages.content) <= octet_length(said.content)
     order by messages.org_id, messages.id

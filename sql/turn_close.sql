@@ -8,5 +8,6 @@ set content = coalesce(%(content)s, content), status = %(status)s, finished_at =
 where org_id = %(org_id)s
     and id = %(reply_id)s
     and server_id = %(server_id)s
-    and status = 'streaming'
+    -- It is streaming. By its status, the planner might look for it among all that are.
+    and finished_at is null
 returning finished_at

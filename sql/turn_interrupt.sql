@@ -33,7 +33,7 @@ given_up as (
     from missing
     join messages
         on messages.org_id = missing.org_id and messages.id = missing.id
-    where missing.server_id = any(%(given_up)s::bigint[]) and messages.status = 'streaming'
+    where missing.server_id = any(%(given_up)s::bigint[]) and messages.finished_at is null
     order by messages.org_id, messages.id
     for update of messages
 ),

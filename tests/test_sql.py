@@ -87,11 +87,11 @@ def test_statement_reads_no_whole_table(cursor: Any, name: str) -> None:
         if node.get("Relation Name") in TABLES:
             assert node["Node Type"] != "Seq Scan", node
             # An index read from one end to the other is no better, but for that of the few open replies.
-            whole = "Scan" in node["Node Type"] and "Index Cond" not in node and "Recheck Cond" not in node
-            assert not whole or node.get("Index Name") == "messages_running", node
-            # Nor, where a turn begins, all that an org has.
-            org_alone = ORG_ALONE.fullmatch(node.get("Index Cond", node.get("Recheck Cond", "")))
-            assert not (org_alone and name == "turn_open"), node
+            conditions = [node[kind] for kind in ("Index Cond", "Recheck Cond", "TID Cond") if kind in node]
+            whole = "Scan" in node["Node Type"] and not conditions
+            assert not whole or (name, node.get("Index Name")) == ("turn_interrupt", "messages_running"), node
+            # Nor is all that an org has, or has running.
+            assert not any(map(ORG_ALONE.fullmatch, conditions)), node
 
 
 @pytest.mark.parametrize(
