@@ -15,15 +15,14 @@ with missing as (
             -- A lock on one 64-bit number is shown as its two halves (PostgreSQL manual, pg_locks).
             select classid::bigint << 32 | objid::bigint
             from pg_locks
-            left join pg_stat_activity
-                on pg_stat_activity.pid = pg_locks.pid
             where locktype = 'advisory'
                 and objsubid = 1
                 and database = (select oid from pg_database where datname = current_database())
-                and coalesce(
-                    state_change > clock_timestamp() - make_interval(secs => %(silence_s)s::float8),
-                    -- Not to be seen by this role.
-                    true
+                and pid not in (
+                    select pid
+                    from pg_stat_activity
+                    -- Null, and so not silent, of those that are not to be seen by this role.
+                    where state_change < clock_timestamp() - make_interval(secs => %(silence_s)s::float8)
                 )
         )
 ),
