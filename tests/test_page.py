@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing, suppress
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jwt
 import pytest
 import pytest_asyncio
 from aiohttp import web
@@ -106,7 +108,8 @@ async def open_page(
             stored = {"server": base(server), "org": tenant.org_id, "user": tenant.user_id} | (settings or {})
             # Once: a page that is loaded again has what it has stored itself.
             init += f"""
-                if (!sessionStorage.begun) localStorage['{SETTINGS_KEY}'] = JSON.stringify({stored});
+                const key = '{SETTINGS_KEY}' + location.pathname.replace(/\\/[^/]*$/, '');
+                if (!sessionStorage.begun) localStorage[key] = JSON.stringify({stored});
                 sessionStorage.begun = true;
             """
         await page.add_init_script(init)
@@ -838,6 +841,33 @@ async def test_page_works_without_storage(start_server: StartServer, open_page: 
     await is_complete(replies(page))
 
 
+async def test_token_says_who_is_asking_in_place_of_the_ids(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    secret = "a secret of at least 32 characters"
+    token = jwt.encode({"org_id": tenant.org_id, "sub": tenant.user_id, "exp": time.time() + 60}, secret)
+    server = await start_server(jwt_secret=secret, model=says("Hello"))
+    page = await open_page(server, settings={"user": str(uuid.uuid4())}, ignore=FAILED_REQUEST)
+    await expect(page.locator("#chats-notice")).to_contain_text("Unauthorized")
+    await save_settings(page, token=f"Bearer {token}")
+    await expect(page.locator("#token-error")).to_contain_text("Expected only the token")
+    assert await page.locator("#token").get_attribute("type") == "password"
+    # With a token the ids are of no account.
+    await page.locator("#user").fill("nobody")
+    await page.locator("#token").fill(f" {token} ")
+    async with page.expect_request("**/chats?*") as asked:
+        await page.get_by_role("button", name="Save").click()
+    headers = await (await asked.value).all_headers()
+    assert headers["authorization"] == f"Bearer {token}"
+    assert not {"x-org-id", "x-user-id"} & set(headers)
+
+    await say(page, "Hi")
+    await is_complete(replies(page))
+    await page.reload()
+    await expect(page.locator("#messages .text")).to_have_text(["Hi", "Hello"])
+    assert rows("select user_id::text from chats where org_id = %s", tenant.org_id) == [(tenant.user_id,)]
+
+
 # ---- Security and origins
 
 
@@ -876,6 +906,26 @@ async def test_policy_of_the_page_itself_stops_a_script_from_elsewhere_and_an_in
         )
         assert sorted(blocked) == ["script-src-elem", "script-src-elem"]
         assert await page.evaluate("window.pwned") is None
+
+
+async def test_page_under_a_path_stays_there(start_server: StartServer, open_page: OpenPage) -> None:
+    server = await start_server(seed_demo=True, model=says("Hello"))
+    async with proxy_to(server, buffer_bytes=1, under="/llm") as (proxy, _):
+        page = await open_page(server, url=f"{proxy}/llm/", settings={})
+        await expect(page.locator("#account")).to_have_text(f"{proxy.removeprefix('http://')}/llm")
+        await say(page, "Under a path")
+        await is_complete(replies(page))
+        await expect(page).to_have_url(re.compile(f"^{proxy}/llm/#[0-9a-f-]{{36}}$"))
+        # The page at the root of this host has settings of its own.
+        elsewhere = json.dumps({"server": NOWHERE})
+        await page.evaluate("([key, value]) => { localStorage[key] = value; }", [SETTINGS_KEY, elsewhere])
+        await page.reload()
+        await expect(page.locator("#messages .text")).to_have_text(["Under a path", "Hello"])
+        await page.get_by_role("button", name="New chat").click()
+        await expect(page).to_have_url(f"{proxy}/llm/")
+        await page.get_by_role("link", name="Under a path").first.click()
+        await expect(page).to_have_url(re.compile(f"^{proxy}/llm/#[0-9a-f-]{{36}}$"))
+        await expect(page.locator("#messages .text")).to_have_text(["Under a path", "Hello"])
 
 
 async def test_page_from_another_origin_works_where_cors_allows_it(
@@ -1277,10 +1327,11 @@ async def file_server() -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def proxy_to(
-    server: TestServer | SimpleNamespace, buffer_bytes: int
+    server: TestServer | SimpleNamespace, buffer_bytes: int, under: str = ""
 ) -> AsyncIterator[tuple[str, list[asyncio.StreamWriter]]]:
     """Relay to `server`, its answers only once so many bytes are there or it is silent.
 
+    Requests to paths under `under` come without it.
     Gives the proxy's origin, and its connections to the browser.
     """
     connections: list[asyncio.StreamWriter] = []
@@ -1295,7 +1346,7 @@ async def proxy_to(
                     writer.write(held)
                     held = b""
                     continue
-                held += data
+                held += data.replace(f" {under}/".encode(), b" /") if writer not in connections else data
                 if len(held) >= buffer_bytes or not data:
                     writer.write(held)
                     held = b""

@@ -22,13 +22,15 @@ const side = $('side');
 
 // ---- Settings
 
-const STORAGE_KEY = 'streaming-chat.settings';
+// Beside each other under paths of one host, two of these pages have settings of their own.
+const STORAGE_KEY = `streaming-chat.settings${location.pathname.replace(/\/[^/]*$/, '')}`;
 const UUID = /^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$/i;
 
 const defaults = {
     server: 'http://localhost:3000',
     org: '00000000-0000-0000-0000-000000000001',
     user: '00000000-0000-0000-0000-000000000002',
+    token: '',
 };
 let config = { ...defaults };
 
@@ -39,20 +41,29 @@ async function servedByChatServer() {
     return response?.headers.has('x-request-id') ?? false;
 }
 
+function isServer(text) {
+    try {
+        const { protocol, search, hash } = new URL(text);
+        return /^https?:$/.test(protocol) && !search && !hash;
+    } catch {
+        return false;
+    }
+}
+
 /** Return what is wrong with each setting, {} if nothing. */
-function mistakes({ server, org, user }) {
+function mistakes({ server, org, user, token }) {
     const found = {};
-    const url = URL.parse(server);
-    if (!/^https?:$/.test(url?.protocol) || url.search || url.hash)
-        found.server = `Expected an address like ${defaults.server}.`;
-    if (!UUID.test(org)) found.org = `Expected a UUID like ${defaults.org}.`;
-    if (!UUID.test(user)) found.user = `Expected a UUID like ${defaults.user}.`;
+    if (!isServer(server)) found.server = `Expected an address like ${defaults.server}.`;
+    // With a token the ids are not sent.
+    if (!token && !UUID.test(org)) found.org = `Expected a UUID like ${defaults.org}.`;
+    if (!token && !UUID.test(user)) found.user = `Expected a UUID like ${defaults.user}.`;
+    if (!/^[!-~]*$/.test(token)) found.token = 'Expected only the token: ASCII, no blanks, no “Bearer” before it.';
     return found;
 }
 
 function storedSettings() {
     try {
-        const stored = JSON.parse(localStorage.getItem(STORAGE_KEY));
+        const stored = { ...defaults, ...JSON.parse(localStorage.getItem(STORAGE_KEY)) };
         return Object.keys(mistakes(stored)).length === 0 ? stored : null;
     } catch {
         return null; // No storage, or nothing of ours in it.
@@ -61,11 +72,12 @@ function storedSettings() {
 
 function useSettings(values) {
     config = values;
-    $('account').textContent = new URL(values.server).host;
+    $('account').textContent = values.server.replace(/^https?:\/\//i, '');
 }
 
 const configured = servedByChatServer().then((served) => {
-    if (served) defaults.server = location.origin;
+    // Where the page is, which may be under a path.
+    if (served) defaults.server = new URL('.', location.href).href.replace(/\/$/, '');
     useSettings(storedSettings() ?? { ...defaults });
 });
 
@@ -92,7 +104,8 @@ $('defaults').addEventListener('click', () => fillSettings(defaults));
 $('settings-form').addEventListener('submit', (event) => {
     event.preventDefault();
     const values = {};
-    for (const name in defaults) values[name] = $(name).value.trim().replace(/\/+$/, '');
+    for (const name in defaults) values[name] = $(name).value.trim();
+    values.server = values.server.replace(/\/+$/, '');
     const found = mistakes(values);
     showMistakes(found);
     if (Object.keys(found).length > 0) return;
@@ -121,7 +134,9 @@ class Failure extends Error {
 
 async function request(path, options = {}) {
     await configured;
-    const headers = { 'x-org-id': config.org, 'x-user-id': config.user, ...options.headers };
+    const { org, user, token } = config;
+    const who = token ? { authorization: `Bearer ${token}` } : { 'x-org-id': org, 'x-user-id': user };
+    const headers = { ...who, ...options.headers };
     let response;
     try {
         response = await fetch(config.server + path, { cache: 'no-store', credentials: 'omit', ...options, headers });
