@@ -155,7 +155,7 @@ async def is_complete(reply: Locator) -> None:
 
 
 async def save_settings(page: Page, **values: str) -> None:
-    await page.get_by_role("button", name="Settings").click()
+    await page.locator("#open-settings").click()
     for name, value in values.items():
         await page.locator(f"#{name}").fill(value)
     await page.get_by_role("button", name="Save").click()
@@ -1006,7 +1006,11 @@ async def test_enter_while_a_reply_runs_keeps_the_next_message(
     await expect(replies(page).locator(".text")).to_have_text("word ")
     await say(page, "Second")
     await expect(page.get_by_role("textbox", name="Message")).to_have_value("Second")
+    why = page.get_by_text("One reply at a time: wait for its end, or stop it.")
+    await expect(why).to_have_role("status")
     assert len(rows.messages(tenant.org_id)) == 2
+    await page.keyboard.press("Escape")
+    await expect(why).to_have_count(0)
 
 
 async def test_all_is_reached_and_left_by_keyboard_alone(
@@ -1179,7 +1183,7 @@ async def test_phone_has_no_horizontal_scroll_and_a_drawer(
     assert await page.evaluate(wide) == []
     await say(page, "y" * 300)
     await is_complete(replies(page))
-    for width in (390, 360):
+    for width in (390, 360, 320):
         await page.set_viewport_size({"width": width, "height": 740})
         assert await page.evaluate(wide) == []
         assert await page.evaluate("document.documentElement.scrollWidth") == width
@@ -1236,6 +1240,77 @@ async def test_scheme_is_followed_and_text_has_contrast(start_server: StartServe
     assert light["low"] == dark["low"] == []
     assert light["page"] > 0.8
     assert dark["page"] < 0.05
+
+
+# What came to the last of the large browsers after 2022, and what only some of them had by then.
+NEWER = """
+    for (const [owner, ...names] of [
+        [URL, 'parse', 'canParse'],
+        [Promise, 'withResolvers', 'try'],
+        [AbortSignal, 'any', 'timeout'],
+        [AbortSignal.prototype, 'throwIfAborted'],
+        [Array, 'fromAsync'],
+        [Array.prototype, 'findLast', 'findLastIndex', 'toReversed', 'toSorted', 'toSpliced', 'with'],
+        [Iterator.prototype, 'map', 'filter', 'take', 'drop', 'flatMap', 'reduce', 'toArray', 'forEach', 'some',
+            'every', 'find'],
+        [Object, 'groupBy'],
+        [Map, 'groupBy'],
+        [Set.prototype, 'union', 'intersection', 'difference', 'symmetricDifference', 'isSubsetOf'],
+        [String.prototype, 'isWellFormed', 'toWellFormed'],
+        [Uint8Array.prototype, 'toHex', 'toBase64'],
+        [ReadableStream, 'from'],
+        [ReadableStream.prototype, 'values', Symbol.asyncIterator],
+        [HTMLElement.prototype, 'popover', 'showPopover', 'hidePopover', 'togglePopover', 'inert'],
+        [HTMLButtonElement.prototype, 'popoverTargetElement', 'commandForElement'],
+        [HTMLDialogElement.prototype, 'requestClose', 'closedBy'],
+        [HTMLFormElement.prototype, 'requestSubmit'],
+        [Element.prototype, 'checkVisibility', 'setHTMLUnsafe', 'moveBefore', 'role',
+            ...Object.keys(Element.prototype).filter((name) => name.startsWith('aria'))],
+        [globalThis, 'Iterator', 'navigation', 'scheduler', 'structuredClone'],
+    ])
+        for (const name of names) delete owner[name];
+"""
+NEWER_CSS = re.compile(r"light-dark|color-mix|dvh|text-wrap|@starting-style|allow-discrete|:has|translate: ")
+
+
+async def test_page_needs_nothing_of_a_browser_that_came_after_2022(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    add_chat(rows, tenant, "Old", messages=2)
+    model = Gated()
+    server = await start_server(model=model)
+    page = await open_page(server, init=NEWER, viewport={"width": 390, "height": 700}, ignore=FAILED_REQUEST)
+
+    async def older(route: Route) -> None:
+        css = NEWER_CSS.sub("unknown", (WEB / "chat.css").read_text())
+        await route.fulfill(content_type="text/css", body=css)
+
+    await page.route("**/chat.css", older)
+    await page.reload()
+    assert await page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(250, 249, 247)"
+    assert await page.evaluate("document.body.clientHeight") == 700
+    await say(page, "Hi")
+    model.go()
+    await expect(replies(page).locator(".text")).to_have_text("word ")
+    await page.keyboard.press("Escape")
+    await expect(replies(page).locator(".status")).to_have_text("Stopped")
+    drawer = page.get_by_role("navigation", name="Chats")
+    for width in (390, 1280, 390):
+        await page.set_viewport_size({"width": width, "height": 700})
+        await expect(drawer).to_be_visible(visible=width == 1280)
+    await page.get_by_role("button", name="Chats and settings").click()
+    await expect(drawer).to_be_in_viewport(ratio=1)
+    await page.mouse.click(380, 300)
+    await expect(drawer).to_be_hidden()
+    await page.get_by_role("button", name="Chats and settings").click()
+    await drawer.get_by_role("link", name="Old").click()
+    await expect(page.locator("#messages .text")).to_have_text(["Message 1", "Message 2"])
+    await page.get_by_role("button", name="Chats and settings").click()
+    await save_settings(page, server="nowhere")
+    await expect(page.locator("#server-error")).to_contain_text("Expected an address")
+    await page.get_by_role("button", name="Defaults").click()
+    await page.get_by_role("button", name="Save").click()
+    await expect(page.get_by_role("dialog")).to_be_hidden()
 
 
 # ---- The meter

@@ -19,6 +19,7 @@ const scroller = $('scroller');
 const messages = $('messages');
 const input = $('message');
 const side = $('side');
+const drawer = $('drawer');
 
 // ---- Settings
 
@@ -88,14 +89,14 @@ function fillSettings(values) {
 
 function showMistakes(found) {
     for (const name in defaults) {
-        $(name).ariaInvalid = String(name in found);
+        $(name).setAttribute('aria-invalid', String(name in found));
         $(`${name}-error`).textContent = found[name] ?? '';
     }
     $(Object.keys(found)[0])?.focus();
 }
 
 $('open-settings').addEventListener('click', () => {
-    side.hidePopover();
+    drawer.close();
     fillSettings(config);
     $('settings').showModal();
 });
@@ -168,7 +169,8 @@ async function requestJson(path, options) {
 
 /** Show a failure in `place`, with a button for each of `actions`; each makes the notice go away first. */
 function showNotice(place, failure, actions = {}) {
-    const notice = el('div', { className: 'notice', role: 'alert' });
+    const notice = el('div', { className: 'notice' });
+    notice.setAttribute('role', 'alert');
     notice.append(el('strong', {}, failure.title ?? 'Error'), el('p', {}, failure.message));
     if (failure.requestId) notice.append(el('p', { className: 'request' }, 'Request id ', el('code', {}, failure.requestId)));
     for (const [name, action] of Object.entries(actions)) {
@@ -384,7 +386,7 @@ const meter = {
         });
         plot.querySelector('.grid').setAttribute('d', `M0 .5H${width}M0 ${height / 2}H${width}M0 ${height - 0.5}H${width}`);
         for (const [name, path] of Object.entries(paths)) plot.querySelector(`.${name}`).setAttribute('d', path);
-        plot.ariaLabel = `${this.gaps.length} gaps, the longest ${inMs(this.longest)}`;
+        plot.setAttribute('aria-label', `${this.gaps.length} gaps, the longest ${inMs(this.longest)}`);
         write($('scale'), inMs(top));
     },
 };
@@ -413,6 +415,7 @@ function setTurn(value) {
     turn = value;
     $('send').hidden = busy;
     $('stop').hidden = !busy;
+    write($('busy'), '');
 }
 
 /** Leave the turn; its reply is paused, and can be gone on with. */
@@ -774,13 +777,23 @@ async function loadChats(before = null) {
 const linkTo = (hash) => $('chats').querySelector(`a[href="${hash}"]`);
 
 function showCurrent() {
-    for (const link of $('chats').querySelectorAll('a')) link.ariaCurrent = link.hash === `#${chat}` ? 'page' : null;
+    for (const link of $('chats').querySelectorAll('a'))
+        link.setAttribute('aria-current', link.hash === `#${chat}` ? 'page' : 'false');
     $('title').textContent = chat === null ? 'New chat' : (linkTo(`#${chat}`)?.title ?? 'Chat');
     document.title = chat === null ? 'Streaming chat' : `${$('title').textContent} – Streaming chat`;
 }
 
+// Beside the messages on a wide screen, in a drawer on a narrow one.
+const wide = matchMedia('(min-width: 56rem)');
+
+function placeSide() {
+    drawer.close();
+    if (wide.matches) document.querySelector('main').before(side);
+    else drawer.append(side);
+}
+
 function newChat() {
-    side.hidePopover();
+    drawer.close();
     if (location.hash) history.pushState(null, '', location.pathname + location.search);
     openChat(null);
     input.focus();
@@ -793,8 +806,14 @@ $('more-chats').addEventListener('click', () => {
 $('new-chat').addEventListener('click', newChat);
 $('new-chat-narrow').addEventListener('click', newChat);
 $('chats').addEventListener('click', (event) => {
-    if (event.target.closest('a')) side.hidePopover();
+    if (event.target.closest('a')) drawer.close();
 });
+$('open-drawer').addEventListener('click', () => drawer.showModal());
+drawer.addEventListener('click', (event) => {
+    if (event.target === drawer) drawer.close(); // Beside it.
+});
+wide.addEventListener('change', placeSide);
+placeSide();
 addEventListener('hashchange', () => {
     if (chatInAddress() !== chat) openChat(chatInAddress());
 });
@@ -815,22 +834,30 @@ function compose(text) {
     input.focus();
 }
 
-$('composer').addEventListener('submit', (event) => {
-    event.preventDefault();
+function submit() {
     const message = input.value;
-    if (turn || !message.trim()) return;
+    if (!message.trim()) return;
+    if (turn) {
+        write($('busy'), 'One reply at a time: wait for its end, or stop it.');
+        return;
+    }
     compose('');
     send(message);
+}
+
+$('composer').addEventListener('submit', (event) => {
+    event.preventDefault();
+    submit();
 });
 input.addEventListener('input', fit);
 input.addEventListener('keydown', (event) => {
     // An Enter that ends the composition of a character is not for us (229: Safari says so).
     if (event.key !== 'Enter' || event.shiftKey || event.isComposing || event.keyCode === 229) return;
     event.preventDefault();
-    $('composer').requestSubmit();
+    submit();
 });
 addEventListener('keydown', (event) => {
-    if (event.key === 'Escape' && !event.isComposing && !document.querySelector('dialog[open], :popover-open')) stop();
+    if (event.key === 'Escape' && !event.isComposing && !document.querySelector('dialog[open]')) stop();
 });
 $('stop').addEventListener('click', stop);
 $('skip').addEventListener('click', () => input.focus());
@@ -839,8 +866,6 @@ for (const sample of document.querySelectorAll('.samples button'))
         input.focus();
         send(sample.textContent);
     });
-// The drawer is no drawer on a wide screen.
-matchMedia('(min-width: 56rem)').addEventListener('change', () => side.hidePopover());
 
 // ---- Start
 

@@ -4,8 +4,9 @@
  * A parser of server-sent events (WHATWG HTML, 9.2.6 "Interpreting an event stream"), for use with fetch.
  *
  *     const parser = new SseParser();
- *     for await (const chunk of response.body)
- *         for (const { type, data, lastEventId } of parser.push(chunk)) …
+ *     const reader = response.body.getReader();
+ *     for (let read; !(read = await reader.read()).done; )
+ *         for (const { type, data, lastEventId } of parser.push(read.value)) …
  *
  * `push` takes bytes (Uint8Array) or text, cut anywhere, and returns the events that this chunk completes.
  * There is nothing to call at the end: an event without its blank line is dropped, as the standard says.
