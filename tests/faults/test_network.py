@@ -285,10 +285,14 @@ def recommended() -> str:
     return str(location)
 
 
-class Nginx:
-    """A real one, round robin before some servers."""
+def under(path: str, location: str) -> str:
+    return location.replace("location / ", f"location {path} ").replace(":3000;", ":3000/;")
 
-    def __init__(self, folder: Path, servers: Sequence[Server], location: str, more: str = "") -> None:
+
+class Nginx:
+    """A real one, round robin before some servers, or before others of its kind."""
+
+    def __init__(self, folder: Path, servers: Sequence[Server | Nginx], location: str, more: str = "") -> None:
         program, port = tool("nginx", "nginx"), unused_port()
         folder.mkdir()
         names = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -301,7 +305,8 @@ class Nginx:
                 location=location.replace("127.0.0.1:3000", "app.localhost"),
             )
         )
-        self.base = f"http://127.0.0.1:{port}"
+        [path] = re.findall(r"location (\S*)/ ", location)
+        self.host, self.port, self.base = "127.0.0.1", port, f"http://127.0.0.1:{port}{path}"
         self.folder = folder
         self.popen = subprocess.Popen([program, "-p", folder, "-c", "nginx.conf", "-e", "error.log"])
 
@@ -318,7 +323,7 @@ class Nginx:
         self.popen.wait(10)
 
 
-StartNginx = Callable[[Sequence[Server], str], Awaitable[Nginx]]
+StartNginx = Callable[[Sequence[Server | Nginx], str], Awaitable[Nginx]]
 
 
 @pytest.fixture
@@ -326,7 +331,7 @@ async def nginx(tmp_path: Path) -> AsyncIterator[StartNginx]:
     """Give a function that puts an nginx before servers: `await nginx([server, …], location)`."""
     proxies: list[Nginx] = []
 
-    async def start(servers: Sequence[Server], location: str) -> Nginx:
+    async def start(servers: Sequence[Server | Nginx], location: str) -> Nginx:
         proxies.append(Nginx(tmp_path / f"nginx{len(proxies)}", servers, location))
         await eventually(proxies[-1].is_listening)
         return proxies[-1]
@@ -336,7 +341,12 @@ async def nginx(tmp_path: Path) -> AsyncIterator[StartNginx]:
         proxy.close()
 
 
-@pytest.mark.parametrize("location", [HARSH, recommended()], ids=["HTTP/1.0 and gzip", "as the README says"])
+@pytest.mark.parametrize(
+    "locations",
+    # The last one: a stranger, who hears of no buffering only if the one as in the README passes it on.
+    [[HARSH], [recommended()], [recommended(), under("/llm/", HARSH)]],
+    ids=["HTTP/1.0 and gzip", "as the README says", "both, under a path"],
+)
 @pytest.mark.timeout(120)
 async def test_words_come_through_nginx_in_their_time_and_readers_come_back(
     nginx: StartNginx,
@@ -344,10 +354,12 @@ async def test_words_come_through_nginx_in_their_time_and_readers_come_back(
     own_rows: Rows,
     database: str,
     say: Callable[..., None],
-    location: str,
+    locations: Sequence[str],
 ) -> None:
     server = serve(SIM_DELAY_MS=scale("5-5", "20-20"))
-    proxy = await nginx([server], location)
+    behind: Server | Nginx = server
+    for location in locations:
+        behind = proxy = await nginx([behind], location)
     tenant = own_rows.tenant()
     async with ledger([proxy], tenant, SEED) as clients:
         direct, proxied = ([clients.entry(LONG) for _ in range(scale(5, 20))] for _ in range(2))
@@ -388,7 +400,11 @@ async def test_words_come_through_nginx_in_their_time_and_readers_come_back(
         assert cut.is_done
         assert clients.compare(own_rows) == {"complete": len(clients.entries)}
         async with clients.session.get(f"{url}/{cut.reply_id}", headers=tenant.headers) as response:
-            assert response.headers.get("Content-Encoding") == ("gzip" if location == HARSH else None)
+            assert response.headers.get("Content-Encoding") == ("gzip" if "gzip on" in locations[-1] else None)
+        # The page's address without its slash.
+        async with clients.session.get(proxy.base) as response:
+            assert response.url.path.endswith("/")
+            assert "Streaming chat" in await response.text()
     assert server.errors() == []
     assert broken_invariants(database) == {}
 
