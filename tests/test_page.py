@@ -236,6 +236,72 @@ async def test_stop_keeps_what_has_arrived_and_ends_the_turn_on_the_server(
     assert rows("select count(*) from chats where org_id = %s", tenant.org_id) == [(1,)]
 
 
+async def test_stop_needs_no_connection_of_the_windows_that_have_or_want_one(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    model = Gated()
+    server = await start_server(model=model)
+    pages = [await open_page(server) for _ in range(7)]
+    # A browser opens six connections to a host: the seventh waits.
+    for number, page in enumerate(pages, 1):
+        await say(page, "Hi")
+        await expect(page.get_by_role("button", name="Stop")).to_be_visible()
+        await eventually(lambda number=number: len(rows.messages(tenant.org_id)) == 2 * min(number, 6))
+    model.go(6)
+    for page in pages[:6]:
+        await expect(replies(page).locator(".text")).to_have_text("word ")
+    await pages[0].keyboard.press("Escape")
+    await expect(replies(pages[0]).locator(".status")).to_have_text("Stopped")
+    await eventually(lambda: len(rows.messages(tenant.org_id)) == 2 * 7)
+    query = "select status, count(*) from messages where org_id = %s and role = 'assistant' group by 1 order by 1"
+    assert rows(query, tenant.org_id) == [("stopped", 1), ("streaming", 6)]
+
+
+async def test_stop_before_the_answer_to_a_question_stops_its_reply(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    model = Gated()
+    page = await open_page(await start_server(model=model))
+    with rows.locked("messages"):
+        await say(page, "Hi")
+        await eventually(rows.waiting)
+        await page.keyboard.press("Escape")
+        await expect(replies(page).locator(".status")).to_have_text("Stopping…")
+    await expect(replies(page).locator(".status")).to_have_text("Stopped")
+    assert rows.messages(tenant.org_id) == [("user", "Hi", "complete"), ("assistant", "", "stopped")]
+
+    # The chat goes on.
+    await say(page, "Again")
+    model.go()
+    await expect(replies(page).last.locator(".text")).to_have_text("word ")
+    assert rows("select count(*) from chats where org_id = %s", tenant.org_id) == [(1,)]
+
+
+async def test_stop_before_a_question_is_sent_keeps_it_here(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    chat_id = add_chat(rows, tenant, "Slow", messages=2)
+    server = await start_server()
+    page = await open_page(server)
+    asked, left = asyncio.Event(), asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        asked.set()
+        await left.wait()
+        await route.continue_()
+
+    await page.route(f"**/chats/{chat_id}/messages?*", hold)
+    await page.get_by_role("link", name="Slow").click()
+    await asked.wait()
+    await say(page, "Hi")
+    await page.keyboard.press("Escape")
+    left.set()
+    await expect(page.locator("#messages > .user").last.locator(".status")).to_have_text("Not sent")
+    await page.locator("#notice").get_by_role("button", name="Edit").click()
+    await expect(page.get_by_role("textbox", name="Message")).to_have_value("Hi")
+    assert len(rows.messages(tenant.org_id)) == 2
+
+
 async def test_page_is_touched_once_a_frame_however_fast_the_tokens_come(
     start_server: StartServer, open_page: OpenPage
 ) -> None:
@@ -387,6 +453,22 @@ async def test_chats_are_listed_and_opened_and_back_goes_back(
     await expect(page.locator("#messages .text")).to_have_text(["Second", "Echo of Second"])
     await page.reload()
     await expect(chats.get_by_role("link")).to_contain_text(["Second", "First"])
+
+
+async def test_title_of_a_new_chat_is_the_one_that_it_keeps(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    page = await open_page(await start_server(model=says("Hello")))
+    link = page.get_by_role("navigation", name="Chats").get_by_role("link")
+    for message in ("A  b\nc d e f g h i", "x" * 70, "Short"):
+        await page.get_by_role("button", name="New chat").click()
+        await say(page, message)
+        await is_complete(replies(page))
+        await expect(page).to_have_title(re.compile(f"^{message[0]}.* Streaming chat$"))
+        titles = [await link.first.get_attribute("title"), await page.locator("#title").inner_text()]
+        await page.reload()
+        await expect(page).to_have_title(re.compile(f"^{message[0]}.* Streaming chat$"))
+        assert [await link.first.get_attribute("title"), await page.locator("#title").inner_text()] == titles
 
 
 async def test_history_that_comes_late_is_not_shown_in_another_chat(
@@ -645,8 +727,81 @@ async def test_page_that_cannot_get_back_in_time_keeps_what_it_has_and_says_so(
         notice = page.locator("#notice").get_by_role("alert")
         await expect(notice).to_contain_text(f"{proxy} does not answer.")
         await expect(replies(page).locator(".text")).to_have_text("one two ")
-        await expect(replies(page).locator(".status")).to_have_text("Failed before the end")
+        await expect(replies(page).locator(".status")).to_have_text("Not read to the end")
         await expect(notice.get_by_role("button", name="Retry")).to_be_visible()
+
+
+async def test_connection_that_is_open_but_dead_is_made_again(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    model = Gated(pieces=["one ", "two ", "three ", "four"])
+    server = await start_server(model=model, heartbeat_s=0.05)
+    async with proxy_to(server, buffer_bytes=1) as (proxy, connections):
+        page = await open_page(server, settings={"server": proxy}, url=f"{proxy}/", ignore=FAILED_REQUEST)
+        await page.clock.install()
+        await read_half(page, model)
+        # Pings are signs of life.
+        for _ in range(3):
+            await page.clock.run_for(20_000)
+            await page.wait_for_function(
+                "(at) => meter.readAt >= at", arg=await page.evaluate("performance.now()")
+            )
+        await expect(replies(page)).to_have_attribute("data-status", "live")
+        for connection in connections:
+            connection.write = lambda data: None  # type: ignore[method-assign]
+        model.go(2)
+        await page.clock.run_for(34_000)
+        await expect(replies(page)).to_have_attribute("data-status", "resuming")
+        # The browser may have more connections that it takes for open, and asks over those first.
+        while await replies(page).get_attribute("data-status") == "resuming":
+            await page.clock.run_for(5_000)
+        await is_complete(replies(page))
+        assert await shown(replies(page)) == "one two three four"
+
+
+async def test_question_that_is_not_answered_is_given_up_and_asked_once(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    page = await open_page(await start_server(model=says("Hello")), ignore=FAILED_REQUEST)
+    await page.clock.install()
+    asked = asyncio.Event()
+
+    async def swallow(route: Route) -> None:
+        await route.fetch()
+        asked.set()
+
+    await page.route("**/chat/stream", swallow)
+    await say(page, "Hi")
+    await asked.wait()
+    await page.clock.run_for(33_000)
+    notice = page.locator("#notice").get_by_role("alert")
+    await expect(notice).to_contain_text("No answer")
+    await page.unroute_all()
+    await notice.get_by_role("button", name="Retry").click()
+    await is_complete(replies(page))
+    assert rows.messages(tenant.org_id) == [("user", "Hi", "complete"), ("assistant", "Hello", "complete")]
+
+
+async def test_reply_that_its_server_interrupts_is_called_so_at_once_and_later(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    model = Gated(pieces=["one ", "two ", "three ", "four"])
+    server, door = await start_server(model=model, shutdown_grace_s=0), await start_server()
+    behind = SimpleNamespace(host=server.host, port=server.port)
+    async with proxy_to(behind, buffer_bytes=1) as (proxy, connections):
+        page = await open_page(server, settings={"server": proxy}, url=f"{proxy}/", ignore=FAILED_REQUEST)
+        await read_half(page, model)
+        await drain(server.app)  # type: ignore[arg-type]
+        await expect(page.locator("#notice").get_by_role("alert")).to_contain_text("The server is stopping")
+        status = replies(page).locator(".status")
+        await expect(status).to_have_text("Not read to the end")
+        # Another one knows.
+        behind.port = door.port
+        for connection in list(connections):
+            connection.transport.abort()
+        await expect(status).to_have_text("Interrupted: the server stopped before the end")
+        await page.reload()
+        await expect(status).to_have_text("Interrupted: the server stopped before the end")
 
 
 CUT_SHORT = 'data: {"error":"Cut short","message":"The database did not answer. The reply may go on."}\n\n'
@@ -657,7 +812,8 @@ async def test_reply_that_is_cut_short_is_come_back_for_ever_more_seldom_until_i
 ) -> None:
     page = await open_page(await start_server(), ignore=FAILED_REQUEST)
     answers = [CUT_SHORT] * 4 + [None] * 4 + [CUT_SHORT] * 4
-    end = 'data: {"token":" world","done":false}\n\n' + done_event("Hello world")
+    opening = 'id: 1:5\ndata: {"token":"","done":false}\n\n: ping\n'
+    end = opening + 'data: {"token":" world","done":false}\n\n' + done_event("Hello world")
 
     async def answer(route: Route) -> None:
         if route.request.method == "POST":
@@ -718,6 +874,9 @@ async def test_silence_of_a_lost_connection_is_not_called_buffering(
     await is_complete(replies(page))
     await expect(page.locator("#count")).to_have_text("31")
     await expect(page.locator("#burst")).to_be_empty()
+    # Nor is what was said meanwhile the model's pace.
+    await expect(page.get_by_role("img", name="0 gaps, the longest 0 ms")).to_be_visible()
+    await expect(page.locator("#rate")).to_have_text(re.compile(r"^(0\.0|\u2013)$"))
 
 
 def done_event(text: str) -> str:
@@ -739,11 +898,11 @@ async def test_reply_that_is_stopped_while_the_connection_is_lost_is_shown_as_st
             connection.transport.abort()
         await expect(replies(page)).to_have_attribute("data-status", "resuming")
         # Not when the wait is over, which it never is, but at once.
-        async with page.expect_response(f"**/chat/stream/*?offset={len('one two ')}"):
-            await page.keyboard.press("Escape")
+        await page.keyboard.press("Escape")
         await expect(page.get_by_role("button", name="Send")).to_be_visible()
-        await page.clock.resume()
         await expect(replies(page).locator(".status")).to_have_text("Stopped")
+        await page.clock.resume()
+        await expect(replies(page)).to_have_attribute("data-status", "stopped")
         assert await shown(replies(page)) == "one two "
         assert rows.messages(tenant.org_id)[1] == ("assistant", "one two ", "stopped")
 
@@ -761,6 +920,10 @@ async def test_two_windows_on_a_chat_both_show_the_whole_reply(
     model.go()
     for page in (first, second):
         await expect(replies(page).locator(".text")).to_have_text("one two three ")
+    # The second has not waited for the first word.
+    await expect(first.locator("#first")).to_have_text(re.compile(r"^\d+ ms$"))
+    await expect(second.locator("#first")).to_have_text("\u2013")
+    await expect(second.locator("#meter")).to_contain_text("Gaps between arrivals in this window")
     model.go()
     await is_complete(replies(second))
     for page in (first, second):
@@ -1352,6 +1515,7 @@ async def test_proxy_that_buffers_is_called_so(
         assert (await page.locator("#plot .bursts").get_attribute("d") or "").count("M") >= 1
 
         # It is about the current reply only.
+        await expect(page.get_by_role("link", name="Tell a story")).to_be_visible()
         await page.get_by_role("button", name="New chat").click()
         await expect(warning).to_be_hidden()
 

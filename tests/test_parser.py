@@ -216,6 +216,7 @@ def event(data: str, type_: str = "message", last_event_id: str = "") -> dict[st
         ("\ufeffdata: after a BOM\n\n", [event("after a BOM")]),
         ("\ufeff\ufeffdata: after two\n\ndata: x\n\n", [event("x")]),
         (": ping\n\n: data: no\n:\ndata: yes\n\n", [event("yes")]),
+        (": ping\ndata: a\n: ping\ndata: b\n\n: ping\n: ping\ndata: c\n\n", [event("a\nb"), event("c")]),
         ("data: 世界 👩‍🚀 e\u0301\r\n\r\n", [event("世界 👩‍🚀 e\u0301")]),
         ("data:one\ndata\ndata:  two\n\ndata\n\ndata:\n\n", [event("one\n\n two"), event(""), event("")]),
         ("event: add\ndata: 1\n\nevent: lost\n\ndata: 2\n\n", [event("1", "add"), event("2")]),

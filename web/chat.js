@@ -239,6 +239,9 @@ const STATUS_TEXT = {
     interrupted: 'Interrupted: the server stopped before the end',
     stopped: 'Stopped',
     resuming: 'Connection lost; going on where it broke…',
+    busy: 'One moment; the reply goes on by itself…',
+    stopping: 'Stopping…',
+    unread: 'Not read to the end',
     unsent: 'Not sent',
 };
 
@@ -317,26 +320,41 @@ const BURST_SILENCE_MS = 250;
 const BAR_PX = 5;
 
 const meter = {
-    begin() {
+    /** `joined`: the reply was asked for before, or by another window. */
+    begin(joined) {
+        this.joined = joined;
         this.sentAt = this.readAt = performance.now();
         this.firstAt = this.tokenAt = null;
-        this.tokens = this.firstTokens = this.burstTokens = 0;
+        this.tokens = this.untimedTokens = this.burstTokens = 0;
+        this.catchingUp = false;
         this.gaps = [];
         this.longest = 0;
         this.worst = null;
         $('meter').hidden = false;
+        write($('joined'), joined ? ' in this window' : '');
         this.draw();
     },
 
-    /** The silence while there was no connection is nobody's buffering. */
+    /** The silence while there was no connection is nobody's buffering, nor is what was said meanwhile. */
     resume() {
         this.readAt = performance.now();
+        this.catchingUp = true;
     },
 
     read(at, tokens) {
         const silence = at - this.readAt;
         this.readAt = at;
         if (tokens === 0) return;
+        this.tokens += tokens;
+        const first = this.firstAt === null;
+        if (first) this.firstAt = at;
+        if (first || this.catchingUp) this.untimedTokens += tokens;
+        if (!this.catchingUp) this.time(at, tokens, silence, first);
+        this.catchingUp = false;
+        this.tokenAt = at;
+    },
+
+    time(at, tokens, silence, first) {
         // A page in the background reads late by itself.
         const burst = tokens >= BURST_TOKENS && silence >= BURST_SILENCE_MS && !document.hidden;
         if (burst) {
@@ -344,26 +362,20 @@ const meter = {
             if (tokens > (this.worst?.tokens ?? 0)) this.worst = { tokens, silence };
         }
         // The wait for the first token has a figure of its own; in the plot it is of use only if it was a burst.
-        if (burst || this.firstAt !== null) {
+        if (burst || !first) {
             const ms = at - (this.tokenAt ?? this.sentAt);
             this.gaps.push({ ms, burst });
             this.longest = Math.max(this.longest, ms);
         }
         for (let i = 1; i < tokens; i += 1) this.gaps.push({ ms: 0, burst });
-        if (this.firstAt === null) {
-            this.firstAt = at;
-            this.firstTokens = tokens;
-        }
-        this.tokenAt = at;
-        this.tokens += tokens;
     },
 
     draw() {
         if ($('meter').hidden) return;
         const seconds = (this.tokenAt - this.firstAt) / 1000;
-        write($('first'), this.firstAt === null ? '–' : inMs(this.firstAt - this.sentAt));
+        write($('first'), this.firstAt === null || this.joined ? '–' : inMs(this.firstAt - this.sentAt));
         write($('count'), String(this.tokens));
-        write($('rate'), seconds > 0 ? ((this.tokens - this.firstTokens) / seconds).toFixed(1) : '–');
+        write($('rate'), seconds > 0 ? ((this.tokens - this.untimedTokens) / seconds).toFixed(1) : '–');
         write($('longest'), this.gaps.length > 0 ? inMs(this.longest) : '–');
         // One hiccup of a network is no buffering; most of the reply in bursts is.
         const { worst } = this;
@@ -402,12 +414,13 @@ function roundUp(value) {
 
 // ---- A turn: one message sent, one reply streamed. A lost connection is made again, and goes on where it broke.
 
-// After the last of them, a server that is out of reach is given up; one that says itself that the reply may go on is
-// asked again and again.
+// After the last of them, a server that does not answer is given up; one that does is asked again and again.
 const RESUME_DELAYS_MS = [300, 700, 1500, 3000, 5000, 5000, 5000];
 const LONGEST_DELAY_MS = 10_000;
+// Of a connection. The server pings every 15 s: one that was not heard of for two of them is dead, though it looks open.
+const SILENCE_MS = 32_000;
 
-let turn = null; // of the running one: its AbortController, the id of its reply, and that reply
+let turn = null; // the running one
 
 function setTurn(value) {
     const busy = value !== null;
@@ -419,38 +432,55 @@ function setTurn(value) {
 }
 
 /** Leave the turn; its reply is paused, and can be gone on with. */
-const leave = () => turn?.abort();
-
-/** Stop the reply itself; the stream's last event then says so. */
-async function stop() {
-    const mine = turn;
-    if (!mine) return;
-    if (!mine.replyId) {
-        mine.stopped = true;
-        mine.abort();
-        return;
-    }
-    write(mine.reply.item.querySelector('.status'), 'Stopping…');
-    try {
-        await request(`/chat/stream/${mine.replyId}`, { method: 'DELETE' });
-        mine.hurry?.();
-    } catch {
-        // The server is out of reach, so all that we can do is not to listen.
-        mine.stopped = true;
-        mine.abort();
-    }
+function leave() {
+    const { connection } = turn ?? {};
+    setTurn(null);
+    connection?.abort();
 }
 
-const newTurn = (reply, replyId = null) => Object.assign(new AbortController(), { reply, replyId, stopped: false });
+/** Stop the reply itself, in between of what its reader waits for. */
+function stop() {
+    if (!turn) return;
+    turn.stopping = true;
+    write(turn.reply.item.querySelector('.status'), STATUS_TEXT.stopping);
+    // Before the id of the reply has come there is nothing to stop; it comes with the answer to the question.
+    if (turn.replyId) turn.interrupt();
+}
 
-function begin(mine) {
+const newTurn = (reply, replyId = null) =>
+    ({ reply, replyId, connection: new AbortController(), stopping: false, interrupt() {} });
+
+function begin(mine, joined) {
     setTurn(mine);
     for (const place of [$('notice'), $('live')]) place.replaceChildren();
     follow(true);
-    meter.begin();
+    meter.begin(joined);
 }
 
 const newKey = () => Array.from(crypto.getRandomValues(new Uint32Array(4)), (part) => part.toString(36)).join('-');
+
+/** Make a request of a turn, in place of the one before: browsers have no more than six connections to a host. */
+function connect(mine, path, options) {
+    const before = mine.connection;
+    mine.connection = new AbortController();
+    if (turn !== mine) mine.connection.abort();
+    // By then this one is the next in line. Streams let all other requests go first, those of other windows too.
+    setTimeout(() => before.abort(), 100);
+    return heard(mine, request(path, { priority: 'low', ...options, signal: mine.connection.signal }));
+}
+
+/** Wait for what is to come on a turn's connection, but not for ever. */
+function heard(mine, coming) {
+    const { connection } = mine;
+    return new Promise((resolve, reject) => {
+        mine.interrupt = () => reject(new DOMException('Something else is first.', 'AbortError'));
+        const alarm = setTimeout(() => {
+            reject(new Lost('No answer', `Nothing has come from ${config.server} for ${SILENCE_MS / 1000} s.`));
+            connection.abort();
+        }, SILENCE_MS);
+        coming.then(resolve, reject).finally(() => clearTimeout(alarm));
+    });
+}
 
 async function send(message, key = newKey()) {
     if (turn) return;
@@ -459,37 +489,32 @@ async function send(message, key = newKey()) {
     $('welcome').hidden = true;
     messages.append(question, reply.item);
     const mine = newTurn(reply);
-    begin(mine);
+    begin(mine, false);
     try {
         // Or else the history that is asked for could hold this turn too.
         await past.loaded;
-        mine.signal.throwIfAborted();
-        const response = await request('/chat/stream', {
+        if (mine.stopping) throw new Failure('Stopped', 'The message was not sent yet.');
+        const response = await connect(mine, '/chat/stream', {
             method: 'POST',
             headers: { 'content-type': 'application/json', 'idempotency-key': key },
             body: JSON.stringify({ message, ...(chat && { chat_id: chat }) }),
-            signal: mine.signal,
         });
         if (turn !== mine) return;
-        adopt(response.headers.get('x-chat-id'), message);
+        adopt(response.headers.get('x-chat-id'));
         mine.replyId = response.headers.get('x-message-id');
         await readAll(mine, response, () => send(message));
     } catch (error) {
         // Another chat is open by now.
         if (turn !== mine) return;
-        if (error.name === 'AbortError') {
-            reply.end('disconnected');
-        } else {
-            // If something is stored all the same, the next try with its key finds it.
-            reply.item.remove();
-            $('meter').hidden = true;
-            mark(question, 'unsent');
-            const again = (next, ...more) => () => {
-                question.remove();
-                next(message, ...more);
-            };
-            showNotice($('notice'), error, { Retry: again(send, key), Edit: again(compose) });
-        }
+        // If something is stored all the same, the next try with its key finds it.
+        reply.item.remove();
+        $('meter').hidden = true;
+        mark(question, 'unsent');
+        const again = (next, ...more) => () => {
+            question.remove();
+            next(message, ...more);
+        };
+        showNotice($('notice'), error, { Retry: again(send, key), Edit: again(compose) });
     } finally {
         if (turn === mine) setTurn(null);
     }
@@ -501,7 +526,7 @@ async function goOn({ message_id: id, content }) {
     const reply = new LiveReply(content);
     const mine = newTurn(reply, id);
     $(id).replaceWith(reply.item);
-    begin(mine);
+    begin(mine, true);
     await readAll(mine);
     if (turn !== mine) return;
     setTurn(null);
@@ -509,9 +534,10 @@ async function goOn({ message_id: id, content }) {
 }
 
 /** Ask for what is not here yet; return null where there is no more, and never will be. */
-async function rest({ reply, replyId, signal }) {
+async function rest(mine) {
     try {
-        const response = await request(`/chat/stream/${replyId}?offset=${Array.from(reply.text).length}`, { signal });
+        const offset = Array.from(mine.reply.text).length;
+        const response = await connect(mine, `/chat/stream/${mine.replyId}?offset=${offset}`);
         return response.status === 204 ? null : response;
     } catch (error) {
         // 409: its server died, and what is stored is less than what is here.
@@ -520,42 +546,42 @@ async function rest({ reply, replyId, signal }) {
     }
 }
 
-/** Read a reply to its end, over as many connections as it takes. */
+/** Read a reply to its end, over as many connections as it takes; or stop it. */
 async function readAll(mine, response, retry = null) {
     const { reply } = mine;
     reply.item.id = mine.replyId ?? '';
     for (let tries = 0, unanswered = 0; ; tries += 1) {
         const had = reply.text.length;
         try {
+            if (mine.stopping) {
+                response = await connect(mine, `/chat/stream/${mine.replyId}`, { method: 'DELETE', priority: 'high' });
+                // The words of the last moment come with the history, which may have to wait for a connection.
+                reply.end('streaming', STATUS_TEXT[(await response.json()).status] ?? '');
+                settle(past.visit.signal, 0);
+                return;
+            }
             if (response === undefined) {
                 response = await rest(mine);
                 meter.resume();
             }
-            if (response === null) lookUp(reply);
-            else await read(response, reply);
+            if (response === null) await lookUp(mine);
+            else await read(mine, response);
             return;
         } catch (error) {
             if (turn !== mine) return;
-            if (error.title === 'Stopped' || error.name === 'AbortError') {
-                reply.end(error.title === 'Stopped' || mine.stopped ? 'stopped' : 'disconnected');
-                return;
+            // Our own: to stop the reply.
+            if (error.name !== 'AbortError') {
+                if (reply.text.length > had) tries = 0;
+                const busy = error.title === 'Cut short' || [429, 503].includes(error.status);
+                unanswered = busy || response ? 0 : unanswered + 1;
+                const away = error instanceof Lost || error.title === 'No connection' || [502, 504].includes(error.status);
+                if (!(busy || away) || !mine.replyId || unanswered >= RESUME_DELAYS_MS.length) {
+                    await giveUp(mine, error, retry);
+                    return;
+                }
+                reply.wait(STATUS_TEXT[mine.stopping ? 'stopping' : busy ? 'busy' : 'resuming']);
+                await pause(mine, RESUME_DELAYS_MS[tries] ?? LONGEST_DELAY_MS);
             }
-            if (error.title === 'Bad offset') {
-                // Less was stored than is here.
-                lookUp(reply);
-                return;
-            }
-            if (reply.text.length > had) tries = unanswered = 0;
-            const busy = error.title === 'Cut short' || error.status === 503;
-            unanswered = busy ? 0 : unanswered + 1;
-            const away = error instanceof Lost || error.title === 'No connection' || [502, 504].includes(error.status);
-            if (!(busy || away) || !mine.replyId || unanswered > RESUME_DELAYS_MS.length) {
-                reply.end('failed');
-                showNotice($('notice'), error, retry ? { Retry: retry } : {});
-                return;
-            }
-            reply.wait(busy ? 'One moment; the reply goes on by itself…' : STATUS_TEXT.resuming);
-            await pause(mine, RESUME_DELAYS_MS[tries] ?? LONGEST_DELAY_MS);
             response = undefined;
         }
     }
@@ -564,21 +590,40 @@ async function readAll(mine, response, retry = null) {
 /** Wait, but no longer than there is reason to. */
 function pause(mine, delay) {
     return new Promise((resolve) => {
-        mine.hurry = resolve;
+        mine.interrupt = resolve;
         setTimeout(resolve, delay);
         addEventListener('online', resolve, { once: true });
-        mine.signal.addEventListener('abort', resolve);
     });
 }
 
-/** The stream does not tell how a reply has ended, or will: the history does. */
-function lookUp(reply) {
-    reply.end('streaming');
-    settle(past.visit.signal, 0);
+/** End a reply that is not read to its end, and say why. */
+async function giveUp(mine, error, retry) {
+    if (error.title === 'Stopped') {
+        mine.reply.end('stopped');
+        return;
+    }
+    // What was taken back is in no history.
+    if (mine.replyId && error.title !== 'Not stored') await lookUp(mine);
+    else mine.reply.end('unread');
+    // Less was stored than is here: no reason to ask again.
+    if (turn === mine && error.title !== 'Bad offset') showNotice($('notice'), error, retry ? { Retry: retry } : {});
+}
+
+/** End a reply as the history says, now or later: its stream does not tell how it has ended, or will. */
+async function lookUp({ reply, replyId }) {
+    const { signal } = past.visit;
+    reply.end('streaming', '');
+    await look(signal).catch(() => {});
+    if (signal.aborted) return;
+    const item = $(replyId);
+    if (item.dataset.status === 'streaming') mark(item, 'streaming', STATUS_TEXT.unread);
+    announce(item.querySelector('.status').textContent);
+    settle(signal, 500);
 }
 
 /** Read the event stream of a reply to its end; raise Failure where it does not end well. */
-async function read(response, reply) {
+async function read(mine, response) {
+    const { reply } = mine;
     const requestId = response.headers.get('x-request-id');
     const type = response.headers.get('content-type') ?? 'nothing';
     if (!type.startsWith('text/event-stream'))
@@ -586,8 +631,8 @@ async function read(response, reply) {
     const parser = new SseParser();
     const reader = response.body.getReader();
     for (;;) {
-        const { done, value } = await reader.read().catch((error) => {
-            if (error.name === 'AbortError') throw error;
+        const { done, value } = await heard(mine, reader.read()).catch((error) => {
+            if (error.name === 'AbortError' || error instanceof Lost) throw error;
             throw new Lost('Connection lost', 'The connection broke before the reply was complete.', { requestId });
         });
         if (done) throw new Lost('Stream cut short', 'The stream ended before the reply was complete.', { requestId });
@@ -653,7 +698,6 @@ const chatInAddress = () => (UUID.test(location.hash.slice(1)) ? location.hash.s
 
 function openChat(id) {
     leave();
-    setTurn(null);
     past.visit.abort();
     past.visit = new AbortController();
     chat = id;
@@ -666,15 +710,12 @@ function openChat(id) {
     past.loaded = id && loadMessages();
 }
 
-/** A new chat has got its id. */
-function adopt(id, message) {
+/** A new chat has got its id. What it is called, the list of chats knows. */
+function adopt(id) {
     if (id === null || id === chat) return;
     chat = id;
     history.replaceState(null, '', `#${id}`);
-    const title = message.trim().split(/\s+/, 8).join(' ');
-    $('chats').prepend(chatItem({ chat_id: id, title, created_at: Date.now() }));
-    $('no-chats').hidden = true;
-    showCurrent();
+    loadChats();
 }
 
 async function loadMessages(before = null) {
@@ -713,24 +754,24 @@ async function loadMessages(before = null) {
     }
 }
 
-/** Look again for how replies have ended that nobody reads here. */
+/** Look how replies have ended that nobody reads here. */
+async function look(signal) {
+    const page = await requestJson(`/chats/${chat}/messages?limit=50`, { signal });
+    for (const message of page.messages) {
+        const item = $(message.message_id);
+        if (item?.dataset.status !== 'streaming' || message.status === 'streaming') continue;
+        // What was read is not taken away, even where less is stored.
+        if (message.content.length <= item.querySelector('.text').textContent.length) mark(item, message.status);
+        else item.replaceWith(messageItem(message));
+    }
+}
+
+/** Look again and again, ever more seldom. */
 async function settle(signal, delay) {
     if (!messages.querySelector('li[data-status=streaming]')) return;
     await new Promise((resolve) => setTimeout(resolve, delay));
-    if (signal.aborted) return;
-    try {
-        const page = await requestJson(`/chats/${chat}/messages?limit=50`, { signal });
-        for (const message of page.messages) {
-            const item = $(message.message_id);
-            if (item?.dataset.status !== 'streaming' || message.status === 'streaming') continue;
-            // What was read is not taken away, even where less is stored.
-            if (message.content.length < item.querySelector('.text').textContent.length) mark(item, message.status);
-            else item.replaceWith(messageItem(message));
-        }
-    } catch {
-        if (signal.aborted) return;
-    }
-    settle(signal, Math.min(delay * 2 || 500, 8000));
+    if (!signal.aborted) await look(signal).catch(() => {});
+    if (!signal.aborted) settle(signal, Math.min(delay * 2 || 500, 8000));
 }
 
 $('earlier').addEventListener('click', () => {
@@ -759,10 +800,14 @@ async function loadChats(before = null) {
         if (from !== config) return;
         // One that was started meanwhile is there already.
         const items = page.chats.map(chatItem).filter((item) => !linkTo(item.firstChild.hash));
-        $('chats').append(...items);
+        if (!before && $('chats').hasChildNodes()) {
+            $('chats').prepend(...items);
+        } else {
+            $('chats').append(...items);
+            nextChats = page.next;
+        }
         if (before) items[0]?.firstChild.focus();
-        nextChats = page.next;
-        $('more-chats').hidden = page.next === null;
+        $('more-chats').hidden = nextChats === null;
         $('no-chats').hidden = $('chats').firstChild !== null;
         $('chats-notice').replaceChildren();
         showCurrent();
