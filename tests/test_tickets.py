@@ -225,3 +225,19 @@ async def test_ticket_of_a_turn_that_was_taken_back_asks_again(guarded: Any, row
     async with show(guarded, given) as response:
         assert response.headers["x-message-id"] != first_id
     assert len(rows.messages(tenant.org_id)) == 2
+
+
+async def test_tickets_of_a_server_of_the_version_before_are_still_stored_and_used(
+    rows: Rows, tenant: Tenant
+) -> None:
+    rows(
+        "insert into tickets (hash, org_id, user_id, message) values ('old', %s, %s, 'Hi')",
+        tenant.org_id,
+        tenant.user_id,
+    )
+    used = (
+        "with ticket as (select hash from tickets where hash = 'old' and reply_id is null for update)"
+        " update tickets set reply_id = gen_random_uuid(), message = null from ticket"
+        " where tickets.hash = ticket.hash returning reply_id is not null"
+    )
+    assert [rows(used), rows(used)] == [[(True,)], []]
