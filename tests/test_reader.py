@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -418,6 +420,25 @@ class TestReaders:
                 pass
         with readers.reading(CALLER, Client(Connection().request)):
             pass
+
+    async def test_time_in_which_the_process_stood_still_counts_against_nobody(self) -> None:
+        looks: list[float] = []
+
+        class Noting(Client):
+            def look(self, now_s: float) -> bool:
+                looks.append(now_s)
+                return True
+
+        readers = Readers(Settings(heartbeat_s=0.1))
+        with readers.reading(CALLER, Noting(Connection().request)):
+            watching = asyncio.create_task(readers.watch())
+            while len(looks) < 4:
+                if len(looks) == 2:
+                    # Nothing of this process runs meanwhile.
+                    time.sleep(0.3)
+                await asyncio.sleep(0)
+            watching.cancel()
+        assert max(after - before for before, after in itertools.pairwise(looks)) < 0.03
 
     async def test_those_who_are_gone_leave(self, caplog: pytest.LogCaptureFixture) -> None:
         class Broken(Client):

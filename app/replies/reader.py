@@ -74,7 +74,7 @@ class Client:
         self._woken = asyncio.get_running_loop().create_future()
 
     def look(self, now_s: float) -> bool:
-        """Return whether the client is still there. `now_s` is the event loop's time."""
+        """Return whether the client is still there. `now_s`: by a clock for durations."""
         return self._transport is not None and not self._transport.is_closing()
 
 
@@ -204,11 +204,15 @@ class Readers:
     async def watch(self) -> None:
         """Ping silent streams, and see which clients are gone. Runs until cancelled."""
         now_s = asyncio.get_running_loop().time
+        # Stands still while this process does: then nobody could read, and it is no reason to let them go.
+        awake_s, looked_at_s = 0.0, now_s()
         while True:
             await asyncio.sleep(self._period_s)
+            awake_s += min(now_s() - looked_at_s, 2 * self._period_s)
+            looked_at_s = now_s()
             for client in list(self._clients):
                 try:
-                    there = client.look(now_s())
+                    there = client.look(awake_s)
                 except Exception:
                     log.exception("Watch failed")
                     there = False
