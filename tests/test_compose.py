@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from app.settings import Settings
+from app.storage.embedded import LOGGING
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,6 +47,12 @@ def test_database_has_its_name_its_check_and_a_volume(services: dict[str, Any]) 
     assert "pg_isready" in str(postgres["healthcheck"]["test"])
     assert "/var/lib/postgresql" in str(postgres["volumes"])
     assert "ports" not in postgres
+
+
+def test_database_logs_no_message_text(services: dict[str, Any]) -> None:
+    command = str(services["postgres"]["command"])
+    for name in ("log_min_error_statement", "log_error_verbosity"):
+        assert f"{name}={LOGGING[name]}" in command
 
 
 def test_app_waits_for_the_database_and_its_settings_are_taken(services: dict[str, Any]) -> None:

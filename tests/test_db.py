@@ -420,6 +420,58 @@ async def test_save_refused_by_a_database_that_was_made_read_only_is_tried_until
     await eventually(lambda: own_rows.messages(own_tenant.org_id)[1] == ("assistant", "word ", "disconnected"))
 
 
+async def test_log_of_the_embedded_database_holds_no_message_text(
+    start_server: StartServer,
+    aiohttp_client: Any,
+    postgres: OwnPostgres,
+    own_folder: Path,
+    own_rows: Rows,
+    own_tenant: Tenant,
+) -> None:
+    async def ask() -> int:
+        response = await client.post("/chat", json={"message": "Quince"}, headers=own_tenant.headers)
+        return response.status  # type: ignore[no-any-return]
+
+    client = await aiohttp_client(await start_server(database_url=postgres.url, db_timeout_s=1.0))
+    log = own_folder / "log"
+    begin = log.stat().st_size
+
+    def logged(line: str) -> bool:
+        return line.encode() in log.read_bytes()[begin:]
+
+    # What is slow, waits or is refused.
+    own_rows("alter table messages add constraint sober check (content <> 'Quince') not valid")
+    assert await ask() == 500
+    own_rows("alter table messages drop constraint sober")
+    assert logged('violates check constraint "sober"')
+    with own_rows.locked("chats"):
+        assert await ask() == 503
+    await eventually(lambda: logged("canceling statement due to"))
+    # Two statements that wait for each other.
+    own_rows("set deadlock_timeout = '10ms'")
+    own_rows("select pg_advisory_lock(1)")
+    with closing(Rows(postgres.url)) as other:
+        other("select pg_advisory_lock(2)")
+        waiting = asyncio.create_task(asyncio.to_thread(other, "select 'Quince', pg_advisory_lock(1)"))
+        await eventually(lambda: own_rows("select 1 from pg_locks where not granted") != [])
+        with suppress(psycopg2.errors.DeadlockDetected):
+            own_rows("select 'Quince', pg_advisory_lock(2)")
+        own_rows("select pg_advisory_unlock_all()")
+        with suppress(psycopg2.errors.DeadlockDetected):
+            await waiting
+    assert logged("deadlock detected")
+    # One that is running in a process that crashes, and all others with it.
+    own_rows("begin")
+    own_rows("lock table chats in exclusive mode")
+    asked = asyncio.create_task(ask())
+    waits = "select pid from pg_locks where not granted and locktype = 'relation'"
+    [(pid,)] = await eventually(lambda: own_rows(waits))
+    psutil.Process(pid).kill()
+    assert await asked == 503
+    await eventually(lambda: logged("was terminated by signal 9") and logged("ready to accept connections"))
+    assert b"Quince" not in log.read_bytes()
+
+
 async def test_turn_opened_after_nobody_waited_for_it_any_longer_is_taken_back(
     start_server: StartServer, aiohttp_client: Any, postgres: OwnPostgres, own_rows: Rows, own_tenant: Tenant
 ) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import platformdirs
 import psutil
 import psycopg2
+import psycopg2.extensions
 
 from app.errors import StartError
 
@@ -24,6 +25,19 @@ WHOLE = ".whole"
 
 # pg_ctl's own limit is 60 s: too long for a stop that finds PostgreSQL frozen. The wheel kills it then.
 PGCTLTIMEOUT_S = "10"
+
+# Its log holds no message text. A statement itself would be in the STATEMENT of an error, and where slow ones are
+# logged; a row in the DETAIL of a violated constraint, what others were running in that of a deadlock or a crash.
+LOGGING = {
+    "log_error_verbosity": "terse",
+    "log_min_error_statement": "panic",
+    "log_min_duration_statement": "-1",
+    "log_min_duration_sample": "-1",
+    "log_transaction_sample_rate": "0",
+    "log_statement": "none",
+    "log_parameter_max_length": "0",
+    "log_parameter_max_length_on_error": "0",
+}
 
 
 @contextmanager
@@ -59,6 +73,7 @@ def postgres(data_dir: Path) -> Iterator[str]:
         with closing(psycopg2.connect(server.get_uri())) as connection:
             connection.autocommit = True
             with connection.cursor() as cursor, suppress(psycopg2.errors.DuplicateDatabase):
+                configure(cursor)
                 cursor.execute(f"create database {DATABASE}")
         (data_dir / WHOLE).touch()
         yield server.get_uri(DATABASE)
@@ -66,6 +81,15 @@ def postgres(data_dir: Path) -> Iterator[str]:
         # It may have been killed meanwhile.
         with suppress(psutil.Error):
             server.cleanup()
+
+
+def configure(cursor: psycopg2.extensions.cursor) -> None:
+    """Set what is not set yet, for this start and those to come."""
+    cursor.execute("select name, setting from pg_settings where name = any(%s)", (list(LOGGING),))
+    if missing := LOGGING.items() - set(cursor.fetchall()):
+        for name, value in missing:
+            cursor.execute(f"alter system set {name} = {value}")
+        cursor.execute("select pg_reload_conf()")
 
 
 def check_folder(data_dir: Path) -> None:
