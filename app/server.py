@@ -182,7 +182,7 @@ async def serve(app: web.Application, listener: socket.socket, stop: asyncio.Eve
         # Before the listener closes, so that probes and late clients get an answer.
         await drain(app)
     except DatabaseAway as exc:
-        raise StartError(f"the database of DATABASE_URL: {exc.message}") from None
+        raise StartError(f"the database of DATABASE_URL: {exc.cause}") from None
     finally:
         await runner.cleanup()
     log.info("Stopped")

@@ -79,7 +79,9 @@ class OwnPostgres:
         try:
             yield f"postgresql://postgres@127.0.0.1:{port}/llm_app"
         finally:
-            self.kill()
+            # Unless the test has.
+            with suppress(psutil.NoSuchProcess):
+                self.kill()
             self.start()
 
     def freeze(self) -> None:

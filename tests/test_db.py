@@ -23,7 +23,8 @@ from yoyo.backends.base import DatabaseBackend
 
 from app.errors import StartError
 from app.replies.lease import GIVE_UP_AFTER
-from app.server import BELLS, GUARD
+from app.server import BELLS, GUARD, create_app, serve
+from app.settings import Settings
 from app.storage import db, embedded
 from app.storage import migrate as migrations
 from app.storage.db import DATABASE
@@ -380,14 +381,26 @@ async def test_ids_are_text_in_and_out(
     assert [(message.chat_id, message.message_id) for message in messages] == [(row.chat_id, *question[0])]
 
 
-def test_migration_runs_again_without_effect_and_breaks_the_lock_of_a_killed_one(
-    postgres_url: str, rows: Rows
-) -> None:
-    rows("insert into yoyo_lock (locked, ctime, pid) values (1, now(), 1)")
+def test_migration_runs_again_without_effect(postgres_url: str, rows: Rows) -> None:
     applied = rows("select migration_id, applied_at_utc from _yoyo_migration")
     migrations.migrate(postgres_url, timeout_s=5)
     assert rows("select migration_id, applied_at_utc from _yoyo_migration") == applied
-    assert rows("select 1 from yoyo_lock") == []
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_database_that_does_not_hold_all_characters_is_refused(
+    postgres_url: str, rows: Rows, encoding: str
+) -> None:
+    rows(f"create database narrow encoding '{encoding}' locale 'C' template template0")
+    try:
+        with pytest.raises(StartError) as caught:
+            migrations.migrate(postgres_url.replace("/llm_app", "/narrow"), timeout_s=5)
+        assert str(caught.value) == (
+            f"the encoding of the database of DATABASE_URL is {encoding}, expected UTF8:"
+            " create database … encoding 'UTF8' template template0"
+        )
+    finally:
+        rows("drop database narrow")
 
 
 def test_unreachable_database_is_one_line_without_the_password() -> None:
@@ -395,6 +408,24 @@ def test_unreachable_database_is_one_line_without_the_password() -> None:
         migrations.migrate("postgresql://user:secret@127.0.0.1:1/none", timeout_s=2)
     assert "127.0.0.1" in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_start_that_has_too_few_connections_is_told_so(postgres_url: str, rows: Rows) -> None:
+    rows("create role poor login connection limit 2")
+    try:
+        with pytest.raises(StartError, match=r"cannot be used: .*FATAL: too many connections for role \"poor\"$"):
+            migrations.migrate(postgres_url.replace("postgres:@", "poor:@"), timeout_s=5)
+    finally:
+        rows("drop role poor")
+
+
+async def test_database_that_goes_away_during_the_start_is_told_with_its_cause() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        app = create_app(Settings(database_url="postgresql://user:secret@127.0.0.1:1/none"))
+        with pytest.raises(StartError) as caught:
+            await serve(app, listener, asyncio.Event())
+    assert "Connection refused" in str(caught.value)
     assert "secret" not in str(caught.value)
 
 
@@ -418,6 +449,45 @@ async def test_save_refused_by_a_database_that_was_made_read_only_is_tried_until
         own_rows("alter database llm_app reset default_transaction_read_only")
         own_rows("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'llm-app'")
     await eventually(lambda: own_rows.messages(own_tenant.org_id)[1] == ("assistant", "word ", "disconnected"))
+
+
+async def test_server_leaves_a_postgresql_that_is_the_primary_no_longer_with_lock_and_bell(
+    start_server: StartServer, aiohttp_client: Any, postgres: OwnPostgres, own_rows: Rows, own_tenant: Tenant
+) -> None:
+    server = await start_server(database_url=postgres.url)
+    client = await aiohttp_client(server)
+    await server.app[BELLS].listening.wait()  # type: ignore[index]
+    ours = "select array_agg(pid) from pg_stat_activity where application_name like 'llm-app%%'"
+    [(before,)] = own_rows(ours)
+    # These connections stay, and take no more writes.
+    own_rows("alter system set default_transaction_read_only = on")
+    own_rows("select pg_reload_conf()")
+    try:
+        await eventually(lambda: own_rows("show default_transaction_read_only") == [("on",)])
+        response = await client.post("/chat", json={"message": "Hi"}, headers=own_tenant.headers)
+        assert response.status == 503
+        left = "select 1 from pg_stat_activity where pid = any(%s)"
+        await eventually(lambda: own_rows(left, before) == [])
+    finally:
+        own_rows("alter system reset default_transaction_read_only")
+        own_rows("select pg_reload_conf()")
+    await eventually(lambda: own_rows("show default_transaction_read_only") == [("off",)])
+    await server.app[GUARD].beat()  # type: ignore[index]
+    response = await client.post("/chat", json={"message": "Hi"}, headers=own_tenant.headers)
+    assert response.status == 200
+    await eventually(lambda: own_rows(ours)[0][0] and len(own_rows(ours)[0][0]) == 3)
+
+
+async def test_bell_is_not_listened_for_any_longer_at_a_postgresql_that_hangs(
+    start_server: StartServer, postgres: OwnPostgres
+) -> None:
+    server = await start_server(database_url=postgres.url, db_timeout_s=0.5)
+    listening = server.app[BELLS].listening  # type: ignore[index]
+    await listening.wait()
+    postgres.freeze()
+    await eventually(lambda: not listening.is_set())
+    postgres.thaw()
+    await eventually(listening.is_set)
 
 
 async def test_log_of_the_embedded_database_holds_no_message_text(

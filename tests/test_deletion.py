@@ -216,7 +216,7 @@ def test_each_migration_is_a_transaction_so_that_none_keeps_the_locks_of_another
 
 
 async def test_rows_are_written_while_those_from_before_are_looked_through(old_url: str, tmp_path: Path) -> None:
-    migrate_to("0008", old_url, tmp_path)
+    await asyncio.to_thread(migrate_to, "0008", old_url, tmp_path)
     with closing(Rows(old_url)) as other, closing(Rows(old_url)) as server:
         with uncommitted(other, "select from turn_keys where key = 'dangling' for update"):
             migrating = asyncio.create_task(asyncio.to_thread(migrations.migrate, old_url, timeout_s=5))

@@ -349,14 +349,27 @@ async def test_connection_given_back_twice_is_an_error() -> None:
     assert [await rig.take(), outcome(await rig.taker())] == [session, None]
 
 
-async def test_clear_closes_the_free_connections_and_leaves_those_in_use() -> None:
+async def test_clear_closes_the_free_connections_now_and_those_in_use_when_they_are_given_back() -> None:
     rig = Rig(size=2)
     free, used = await rig.take(), await rig.take()
     rig.pool.give_back(free)
     rig.pool.clear()
+    rig.pool.clear()
     assert (free.connection.closed, used.connection.closed) == (True, False)
-    rig.pool.give_back(used)
-    assert await rig.take() == used
+    made_after = await rig.take()
+    for session in (used, made_after):
+        rig.pool.give_back(session)
+    assert (used.connection.closed, made_after.connection.closed) == (True, False)
+    assert [await rig.take(), await rig.take()] == [made_after, rig.made[-1]]
+
+
+async def test_connection_that_died_in_use_is_not_closed_again_by_clear() -> None:
+    rig = Rig()
+    session = await rig.take()
+    rig.pool.clear()
+    session.connection.lose()
+    rig.pool.give_back(session)
+    assert await rig.take() == rig.made[1]
 
 
 async def test_closed_pool_gives_no_connection() -> None:

@@ -419,9 +419,9 @@ def test_signal_is_taken_while_another_server_migrates(start: Processes, postgre
     rows("select pg_advisory_lock(%s)", MIGRATION_LOCK)
     try:
         process = start(DATABASE_URL=postgres_url)
-        waiting = "select 1 from pg_stat_activity where query like %s and state = 'idle'"
+        waiting = "select 1 from pg_stat_activity where query like %s and state like 'idle%%'"
         deadline_s = time.monotonic() + 10
-        while not rows(waiting, "select pg_try_advisory_lock%"):
+        while not rows(waiting, "select pg_try_advisory_xact_lock%"):
             assert time.monotonic() < deadline_s
         process.popen.terminate()
         assert process.end(5)[0] == 0

@@ -38,7 +38,16 @@ def test_nothing_set_gives_the_documented_defaults() -> None:
         ("ALLOWED_HOSTS", "Chat.example., [::5],10.1.2.3", {"chat.example", "::5", "10.1.2.3"}),
         ("SEED_DEMO", "0", False),
         ("DATA_DIR", "/tmp/x", Path("/tmp/x")),
-        ("DATABASE_URL", "postgres://u:p@h/d", "postgres://u:p@h/d"),
+        *(
+            ("DATABASE_URL", url, url)
+            for url in (
+                "postgres://u:p@h/d",
+                "postgresql://u:p@h1:5432,h2:5433/d?target_session_attrs=read-write",
+                "postgresql://u:p@[::1]:5432,[2001:db8::1]/d",
+                "postgresql://u:p@/d?host=/run/postgresql",
+                "postgresql://u:p@%2Frun%2Fpostgresql/d",
+            )
+        ),
     ],
 )
 def test_value_is_taken(key: str, value: str, parsed: Any) -> None:

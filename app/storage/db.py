@@ -1,4 +1,4 @@
-"""Statements run, and database errors made ours. aiopg is known to this file and to `pool.py` alone."""
+"""Statements run, and database errors made ours. aiopg is known to this file, `connect.py` and `pool.py` alone."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 import aiopg
 import psycopg2
 from aiohttp import web
-from psycopg2.errors import QueryCanceled, ReadOnlySqlTransaction
-from psycopg2.extensions import parse_dsn
+from psycopg2.errors import FeatureNotSupported, QueryCanceled, ReadOnlySqlTransaction
 
 from app.errors import ApiError
+from app.storage.connect import connect, one_line
 from app.storage.pool import Pool, PoolClosed, Session
 from app.storage.statements import Statement, load
 
@@ -23,17 +23,11 @@ log = logging.getLogger(__name__)
 # Nothing is under way by then: what still holds a connection has hung.
 CLOSE_TIMEOUT_S = 1.0
 
-# A machine that dies says no word, and by default PostgreSQL keeps its locks for two hours: also the one by which
-# a server shows that it lives. So each side asks after 4 s of silence, gives the other up after 10 s, and as long
-# after it has sent what is never received (RFC 5482), when no keepalive goes out. Unix sockets ignore them.
-KEEPALIVES: dict[str, Any] = {"keepalives_idle": 4, "keepalives_interval": 2, "keepalives_count": 3}
-TCP_USER_TIMEOUT_MS = 10_000
-
 
 class DatabaseAway(ApiError):
-    """503. `sent` tells whether the statement was sent, and so may have been carried out."""
+    """503. `sent`: the statement was sent, and so may have been carried out. `cause`: for operators."""
 
-    def __init__(self, *, sent: bool) -> None:
+    def __init__(self, *, sent: bool, cause: str = "no answer") -> None:
         super().__init__(
             503,
             "Database unavailable",
@@ -41,6 +35,7 @@ class DatabaseAway(ApiError):
             headers={"Retry-After": "1"},
         )
         self.sent = sent
+        self.cause = cause
 
 
 def is_not_a_canceled_query(record: logging.LogRecord) -> bool:
@@ -49,29 +44,6 @@ def is_not_a_canceled_query(record: logging.LogRecord) -> bool:
 
 
 logging.getLogger("asyncio").addFilter(is_not_a_canceled_query)
-
-
-async def connect(url: str, application_name: str, timeout_s: float) -> aiopg.Connection:
-    """Connect within `timeout_s`, after which PostgreSQL gives up a statement of this connection, too."""
-    settings = {
-        "statement_timeout": int(timeout_s * 1000),
-        # Each statement is written for one plan, whatever its parameters; so none is planned twice.
-        "plan_cache_mode": "force_generic_plan",
-        **{f"tcp_{name}": value for name, value in KEEPALIVES.items()},
-        "tcp_user_timeout": TCP_USER_TIMEOUT_MS,
-    }
-    options = [parse_dsn(url).get("options", ""), *(f"-c {name}={value}" for name, value in settings.items())]
-    return await aiopg.connect(
-        url,
-        timeout=timeout_s,
-        enable_hstore=False,
-        # Ids are the text that headers and JSON have of them.
-        enable_uuid=False,
-        application_name=application_name,
-        options=" ".join(options),
-        **KEEPALIVES,
-        tcp_user_timeout=TCP_USER_TIMEOUT_MS,
-    )
 
 
 class Database:
@@ -91,6 +63,7 @@ class Database:
         self._timeout_s = timeout_s
         self._pool = Pool(self._connect, size=pool_size, timeout_s=timeout_s)
         self._guard = Pool(self._connect, size=1, timeout_s=timeout_s)
+        self._bell: aiopg.Connection | None = None
 
     @property
     def connections_in_use(self) -> int:
@@ -103,22 +76,20 @@ class Database:
         """Run a statement and return its result: rows are named tuples.
 
         It is tried again once where its connection turned out to be dead: before the statement was sent, or
-        after, if it may be repeated. The guard's connection, too, is replaced if it is lost, and its locks with it
-        are.
+        after, if it may be repeated. The guard's connection is replaced, too; its locks are lost with it.
 
         Raises:
-            Conflict: as it says.
             DatabaseAway: the database cannot be reached, or took longer than `timeout_s`.
         """
         try:
             return await self._attempt(statement, params)
         except ConnectionLost as exc:
             if exc.sent and not statement.repeatable:
-                raise DatabaseAway(sent=True) from None
+                raise DatabaseAway(sent=True, cause=exc.cause) from None
         try:
             return await self._attempt(statement, params)
         except ConnectionLost as exc:
-            raise DatabaseAway(sent=exc.sent) from None
+            raise DatabaseAway(sent=exc.sent, cause=exc.cause) from None
 
     async def listen(self, channel: str, ready: Callable[[], None]) -> AsyncIterator[str]:
         """Yield what is sent to a channel, on a connection of its own; call `ready` once it is heard.
@@ -127,7 +98,7 @@ class Database:
             OSError: the connection cannot be made, or is lost. What is sent until the next call is not heard.
         """
         try:
-            connection = await connect(self._url, "llm-app bell", self._timeout_s)
+            self._bell = connection = await connect(self._url, "llm-app bell", self._timeout_s)
         except (psycopg2.Error, TimeoutError) as exc:
             raise OSError("no connection") from exc
         try:
@@ -139,7 +110,10 @@ class Database:
         except (psycopg2.Error, TimeoutError) as exc:
             raise OSError("connection lost") from exc
         finally:
-            await connection.close()
+            self._bell = None
+            # aiopg must not close a connection twice.
+            if not connection.closed:
+                connection.close()
 
     async def _connect(self) -> Session:
         connection = await connect(self._url, "llm-app", self._timeout_s)
@@ -162,34 +136,42 @@ class Database:
                 return statement.result(await self._execute(session, statement, params))
             finally:
                 pool.give_back(session)
-        except PoolClosed:
-            # A save that a stop has no more time for.
-            raise ConnectionLost(sent=False) from None
-        except TimeoutError:
-            _log_outage(statement, f"no answer in {self._timeout_s:g} s")
-            raise DatabaseAway(sent=sent) from None
         except asyncio.CancelledError:
             # aiopg raises this too when PostgreSQL gave the statement up; then nobody cancelled this task.
             if task and task.cancelling():
                 raise
-            _log_outage(statement, "statement_timeout")
-            raise DatabaseAway(sent=sent) from None
-        except psycopg2.errors.UniqueViolation:
-            raise Conflict from None
-        except psycopg2.errors.FeatureNotSupported:
-            # "cached plan must not change result type": what was prepared is older than the schema, by the other
-            # connections as well. Refused before it ran, so that a new one may run it.
+            raise DatabaseAway(sent=sent, cause=logged(statement, "statement_timeout")) from None
+        except (PoolClosed, TimeoutError, psycopg2.Error) as exc:
+            raise self._ours(statement, exc, sent=sent) from None
+
+    def _ours(
+        self, statement: Statement, exc: PoolClosed | TimeoutError | psycopg2.Error, *, sent: bool
+    ) -> Exception:
+        """Return the error to raise for one of aiopg's or the pool's, and close what it shows to be dead."""
+        if isinstance(exc, PoolClosed):
+            # A save that a stop has no more time for.
+            return ConnectionLost(sent=False, cause="the pool is closed")
+        if isinstance(exc, TimeoutError):
+            if statement.on_guard:
+                # It asks for nothing that takes time: it is PostgreSQL that hangs.
+                self._leave()
+            return DatabaseAway(sent=sent, cause=logged(statement, f"no answer in {self._timeout_s:g} s"))
+        pool = self._guard if statement.on_guard else self._pool
+        cause = cause_of(exc)
+        if isinstance(exc, FeatureNotSupported):
+            # "cached plan must not change result type": the schema is newer than what all of these have prepared.
+            # Refused before it ran, so that a new one may run it.
             pool.clear()
-            raise ConnectionLost(sent=False) from None
-        except psycopg2.Error as exc:
-            cause = f"{type(exc).__name__} {exc.pgcode or ''}".rstrip()
-            if _is_outage(exc):
-                _log_outage(statement, cause)
-                # After a restart of PostgreSQL the other idle connections are as dead.
-                pool.clear()
-                raise ConnectionLost(sent=sent) from None
-            # Its detail quotes rows, and so message text: only the first line goes on, to the log.
-            raise RuntimeError(f"{statement.name}: {cause}: {exc.diag.message_primary}") from None
+            return ConnectionLost(sent=False, cause=cause)
+        if isinstance(exc, ReadOnlySqlTransaction):
+            # Refused before it ran, too: another server is the primary now.
+            self._leave()
+            return ConnectionLost(sent=False, cause=logged(statement, cause))
+        if not is_outage(exc):
+            return RuntimeError(f"{statement.name}: {cause}")
+        # After a restart of PostgreSQL the other connections are as dead.
+        pool.clear()
+        return ConnectionLost(sent=sent, cause=logged(statement, cause))
 
     async def _execute(
         self, session: Session, statement: Statement, params: Mapping[str, object]
@@ -197,7 +179,7 @@ class Database:
         cursor = session.cursor
         try:
             await cursor.execute(self._executes[statement.name], params)
-        except psycopg2.errors.FeatureNotSupported:
+        except (FeatureNotSupported, ReadOnlySqlTransaction):
             session.connection.close()
             raise
         if cursor.description is None:
@@ -206,29 +188,41 @@ class Database:
             self._rows[statement.name] = namedtuple("Row", [column.name for column in cursor.description])
         return list(map(self._rows[statement.name]._make, await cursor.fetchall()))
 
-
-class Conflict(Exception):
-    """A unique index does not allow what the statement would have stored."""
+    def _leave(self) -> None:
+        """Close all connections, the bell's too, to a server that hangs or that others have left."""
+        self._pool.clear()
+        self._guard.clear()
+        if self._bell and not self._bell.closed:
+            self._bell.close()
 
 
 class ConnectionLost(Exception):
     """The connection was refused, closed or found dead."""
 
-    def __init__(self, *, sent: bool) -> None:
+    def __init__(self, *, sent: bool, cause: str) -> None:
         self.sent = sent
+        self.cause = cause
 
 
-def _is_outage(exc: psycopg2.Error) -> bool:
-    # libpq reports some lost connections as a bare DatabaseError; a server that others have taken over from is
-    # read only.
+def is_outage(exc: psycopg2.Error) -> bool:
+    # libpq reports some lost connections as a bare DatabaseError.
     return (
-        isinstance(exc, psycopg2.OperationalError | psycopg2.InterfaceError | ReadOnlySqlTransaction)
-        or type(exc) is psycopg2.DatabaseError
+        isinstance(exc, psycopg2.OperationalError | psycopg2.InterfaceError) or type(exc) is psycopg2.DatabaseError
     )
 
 
-def _log_outage(statement: Statement, cause: str) -> None:
+def cause_of(exc: psycopg2.Error) -> str:
+    """Return what an error of PostgreSQL or libpq says, for the log.
+
+    Not the detail of what PostgreSQL says: it quotes rows, and so message text.
+    """
+    kind = f"{type(exc).__name__} {exc.pgcode or ''}".rstrip()
+    return f"{kind}: {exc.diag.message_primary or one_line(exc)}"
+
+
+def logged(statement: Statement, cause: str) -> str:
     log.warning("Database unavailable", extra={"statement": statement.name, "cause": cause})
+    return cause
 
 
 DATABASE: web.AppKey[Database] = web.AppKey("database", Database)

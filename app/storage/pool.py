@@ -33,6 +33,8 @@ class Pool:
         self._slots = asyncio.Semaphore(size)
         self._free: list[Session] = []
         self.used: set[Session] = set()
+        # Of those in use, the ones that nobody is to have after.
+        self._condemned: set[Session] = set()
         self._closed = False
 
     async def take(self) -> Session:
@@ -67,13 +69,16 @@ class Pool:
         self.used.remove(session)
         # aiopg must not close a connection twice: another may have its file descriptor by now.
         if not session.connection.closed:
-            self._free.append(session)
-        if self._closed:
-            self.clear()
+            if self._closed or session in self._condemned:
+                session.connection.close()
+            else:
+                self._free.append(session)
+        self._condemned.discard(session)
         self._slots.release()
 
     def clear(self) -> None:
-        """Close the free connections."""
+        """Close the free connections now, the others when they are given back."""
+        self._condemned |= self.used
         while self._free:
             self._free.pop().connection.close()
 
