@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from processes import Processes
 from serving import StartServer, new_postgres, serving
 from support import Clock, Rows, Tenant
 
@@ -82,3 +83,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.fixture(params=["same server", "other server"])
 def elsewhere(request: pytest.FixtureRequest) -> bool:
     return request.param == "other server"
+
+
+@pytest.fixture
+def start(postgres_url: str) -> Iterator[Processes]:
+    processes = Processes()
+    yield processes
+    processes.close()
