@@ -365,7 +365,7 @@ def test_any_bytes_that_are_http_are_answered_as_the_document_says(
         fuzz.check(operation.Case(path_parameters={"chat_id": "-", "message_id": "-"}), response)
 
     try:
-        fuzz.each([templates(operation) for operation in OPERATIONS], scale(3, 50), scale(7, 22), ask)
+        fuzz.each([templates(operation) for operation in OPERATIONS], scale(4, 50), scale(7, 22), ask)
     finally:
         for connection in connections:
             connection.close()
