@@ -2,53 +2,80 @@
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__":
+    from app.signals import Signals
+
+    # A Ctrl-C while all the others are imported is an end without a traceback.
+    Signals()
+
 import asyncio
 import errno
 import ipaddress
 import os
-import signal
 import socket
-import sys
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from types import FrameType
 from typing import Any
 
 from app import logs
+from app.api.site import STOP
+from app.descriptors import fill_standard, raise_limit
 from app.errors import StartError
 from app.server import BACKLOG, create_app, serve
-from app.settings import Settings
+from app.settings import OWN_CONNECTIONS, Settings
+from app.signals import Signals
 from app.storage.migrate import migrate
+from app.storage.room import fit
 from app.storage.store import DEMO_ORG_ID, DEMO_USER_ID
-from app.workers import Workers
+from app.workers import CANNOT_START, Workers
 
 
 def main() -> None:
+    fill_standard()
     signals = Signals()
+    lines = None
     try:
         settings = Settings.from_environ(os.environ)
-        logs.configure(settings.log_level)
+        lines = logs.configure(settings.log_level)
+        raise_limit()
         if sys.argv[1:] == ["worker"]:
             with listen(settings, shared=True) as listener:
                 run(serve_until_signal(settings, listener, signals, is_worker=True))
-            return
-        with listen(settings) as listener, database(settings, signals) as settings:
-            assert settings.database_url is not None
-            migrate(settings.database_url, timeout_s=settings.db_timeout_s)
-            greet(settings, listener)
-            if settings.workers == 1:
-                run(serve_until_signal(settings, listener, signals))
-            else:
-                run_workers(settings, listener, signals)
+        else:
+            with listen(settings) as listener, database(settings, signals) as settings:
+                start(settings, listener, signals)
+        code = 0
     except StartError as exc:
-        sys.exit(f"llm-app: {exc}")
+        logs.say(f"llm-app: {exc}\n")
+        code = CANNOT_START if sys.argv[1:] == ["worker"] else 1
+    finally:
+        signals.ignore()
+        if lines is not None:
+            lines.finish()
+    # Not sys.exit, which waits for threads: one may hang for minutes, asking for an address.
+    os._exit(code)
+
+
+def start(settings: Settings, listener: socket.socket, signals: Signals) -> None:
+    """Bring the database up to date and serve, by this process or by workers, until a signal comes."""
+    assert settings.database_url is not None
+    migrate(settings.database_url, timeout_s=settings.db_timeout_s)
+    settings = fit(settings)
+    greet(settings, listener)
+    if settings.workers == 1:
+        run(serve_until_signal(settings, listener, signals))
+    else:
+        run_workers(settings, listener, signals)
 
 
 def run_workers(settings: Settings, listener: socket.socket, signals: Signals) -> None:
     """Run the workers until a signal comes."""
     environ = dict(os.environ, DATABASE_URL=settings.database_url or "", PORT=str(listener.getsockname()[1]))
     environ["SEED_DEMO"] = str(int(settings.seed_demo or False))
+    environ["DB_POOL_SIZE"] = str(settings.pool_size)
     # Only workers may share the port.
     listener.close()
     workers = Workers(settings.workers, environ)
@@ -73,50 +100,20 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 async def serve_until_signal(
     settings: Settings, listener: socket.socket, signals: Signals, *, is_worker: bool = False
 ) -> None:
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    app, loop = create_app(settings), asyncio.get_running_loop()
 
     def set_stop() -> None:
         if not loop.is_closed():
-            loop.call_soon_threadsafe(stop.set)
+            loop.call_soon_threadsafe(app[STOP].set)
 
     def parent_is_gone() -> None:
         loop.remove_reader(sys.stdin)
-        stop.set()
+        app[STOP].set()
 
     signals.on_receipt = set_stop
     if is_worker:
         loop.add_reader(sys.stdin, parent_is_gone)
-    await serve(create_app(settings), listener, stop)
-
-
-class Signals:
-    """SIGTERM and SIGINT: at the start they end the process, later they do what `on_receipt` says."""
-
-    def __init__(self) -> None:
-        self.on_receipt: Callable[[], None] | None = None
-        self._deferred = False
-        self._received = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._receive)
-
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Within, they are only noted: what must not be cut short goes here."""
-        self._deferred = True
-        try:
-            yield
-        finally:
-            self._deferred = False
-            if self._received:
-                sys.exit(0)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        again, self._received = self._received, True
-        if self.on_receipt is not None:
-            self.on_receipt()
-        elif not self._deferred and not again:
-            # Unwinds the start, and so stops an embedded PostgreSQL.
-            sys.exit(0)
+    await serve(app, listener)
 
 
 def listen(settings: Settings, *, shared: bool = False) -> socket.socket:
@@ -168,9 +165,9 @@ def database(settings: Settings, signals: Signals) -> Iterator[Settings]:
     # Not installed where it is not needed, as in the container.
     from app.storage.embedded import postgres
 
-    with ExitStack() as stack:
-        with signals.deferred():
-            url = stack.enter_context(postgres(settings.data_dir))
+    # Twice what is needed: see `fit`.
+    connections = max(100, 2 * settings.workers * (settings.pool_size + OWN_CONNECTIONS) + 3)
+    with postgres(settings.data_dir, {"max_connections": connections}, uncut=signals.deferred) as url:
         yield replace(settings, database_url=url, seed_demo=settings.seed_demo is not False)
 
 
@@ -190,7 +187,7 @@ def greet(settings: Settings, listener: socket.socket) -> None:
             f"               -H 'x-user-id: {DEMO_USER_ID}' \\",
             """               -H 'content-type: application/json' -d '{"message": "Hello"}'""",
         ]
-    print(*lines, "  Stop       Ctrl-C", "", sep="\n", file=sys.stderr, flush=True)
+    logs.say("\n".join([*lines, "  Stop       Ctrl-C", "", ""]))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ from app.api import chat, history, site, tickets
 from app.api.identity import IDENTIFY, from_headers, identified, identified_by_query
 from app.api.limits import LIMITS, Limits
 from app.api.middleware import expect, observe, sign
+from app.api.site import STOP
 from app.api.tokens import check_tokens
+from app.descriptors import letting_in
 from app.errors import StartError
 from app.models import Model
 from app.models.simulated import Simulated
@@ -31,7 +33,7 @@ from app.replies.remotes import Remotes
 from app.replies.saves import Saves
 from app.replies.tasks import Tasks, in_background, repeat
 from app.replies.turns import TURNS, Turns
-from app.settings import SETTINGS, Settings
+from app.settings import OWN_CONNECTIONS, SETTINGS, Settings
 from app.statuses import STOPPING
 from app.storage.db import DATABASE, Database, DatabaseAway
 from app.storage.store import DEMO_ORG_ID, DEMO_USER_ID, STORE, Store
@@ -40,6 +42,9 @@ log = logging.getLogger(__name__)
 
 # For requests that are no turns, once the turns have ended: reads, half-sent bodies.
 SHUTDOWN_TIMEOUT_S = 1.0
+
+# With a database that does not answer. With the last words of turns it is within the 10 s that are promised.
+CLEANUP_S = 6.0
 
 # How often what is old is forgotten.
 SWEEP_S = 60.0
@@ -85,6 +90,7 @@ def create_app(settings: Settings, *, model: Model | None = None) -> web.Applica
         ]
     )
     app[SETTINGS] = settings
+    app[STOP] = asyncio.Event()
     app[IDENTIFY] = check_tokens(app, settings) if settings.checks_tokens else from_headers
     # The seam: a real model goes here.
     app[MODEL] = model or Simulated(settings.sim_delay_ms, settings.sim_seed)
@@ -98,7 +104,7 @@ async def keep_database(app: web.Application) -> AsyncIterator[None]:
     """Keep the pool, for as long as there are statements to run."""
     settings = app[SETTINGS]
     assert settings.database_url is not None
-    database = Database(settings.database_url, pool_size=settings.db_pool_size, timeout_s=settings.db_timeout_s)
+    database = Database(settings.database_url, pool_size=settings.pool_size, timeout_s=settings.db_timeout_s)
     app[DATABASE] = database
     app[STORE] = Store(database)
     yield
@@ -159,30 +165,39 @@ async def drain(app: web.Application) -> None:
     await app[TURNS].drain(app[SETTINGS].shutdown_grace_s)
 
 
-async def serve(app: web.Application, listener: socket.socket, stop: asyncio.Event) -> None:
-    """Serve on `listener` until `stop` is set, then end what runs in good order.
+async def serve(app: web.Application, listener: socket.socket) -> None:
+    """Serve on `listener` until `app[STOP]` is set, then end what runs in good order.
 
     Raises:
         StartError: the database does not answer.
     """
+    settings = app[SETTINGS]
     runner = web.AppRunner(
         app,
         access_log=None,
-        keepalive_timeout=app[SETTINGS].keepalive_timeout_s,
+        keepalive_timeout=settings.keepalive_timeout_s,
         shutdown_timeout=SHUTDOWN_TIMEOUT_S,
     )
     try:
         await runner.setup()
         # What is there by now stays: the collector need not look through it again and again.
         gc.freeze()
-        await web.SockSite(runner, listener, backlog=BACKLOG).start()
-        log.info("Listening", extra={"address": "{}:{}".format(*listener.getsockname()[:2])})
-        await stop.wait()
-        log.info("Stopping")
-        # Before the listener closes, so that probes and late clients get an answer.
-        await drain(app)
+        assert runner.server is not None
+        async with letting_in(runner.server, listener, BACKLOG, kept=settings.pool_size + OWN_CONNECTIONS):
+            log.info("Listening", extra={"address": "{}:{}".format(*listener.getsockname()[:2])})
+            await app[STOP].wait()
+            log.info("Stopping")
+            await asyncio.sleep(settings.stop_delay_s)
+            # Before the listener closes, so that probes and late clients get an answer.
+            await drain(app)
     except DatabaseAway as exc:
         raise StartError(f"the database of DATABASE_URL: {exc.cause}") from None
     finally:
-        await runner.cleanup()
+        # Not wait_for, which would wait for whatever does not let go.
+        cleanup = asyncio.create_task(runner.cleanup())
+        await asyncio.wait({cleanup}, timeout=CLEANUP_S)
+        if cleanup.done():
+            cleanup.result()
+        else:
+            log.error("Stopped before all was stored")
     log.info("Stopped")

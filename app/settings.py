@@ -19,6 +19,9 @@ T = TypeVar("T")
 DATABASE_URL = "a URL like postgresql://user:password@host:5432/name (in a password, %, @, : and / are escaped)"
 DATA_DIR = Path(".data")
 MAX_INT = 2**31 - 1
+# DB_POOL_SIZE=auto where that fits, and the connections that each process has beside its pool.
+POOL_SIZE = 10
+OWN_CONNECTIONS = 2
 # Of JSON Web Tokens; "none" is none of them.
 ALGORITHMS = frozenset(f"{family}{size}" for family in ("HS", "RS", "PS", "ES") for size in (256, 384, 512)) | {
     "EdDSA"
@@ -72,6 +75,11 @@ def _seconds(low: float, high: float = 86_400) -> tuple[Callable[[str], float], 
         return float(value)
 
     return parse, f"a number of seconds from {low:g} to {high:g}"
+
+
+def _pool_size(value: str) -> int:
+    # 0 stands for auto.
+    return 0 if value == "auto" else _whole(1, 1_000)[0](value)
 
 
 def _choice(*allowed: str) -> tuple[Callable[[str], str], str]:
@@ -208,10 +216,16 @@ class Settings:
     checkpoint_s: float = _setting(5.0, *_seconds(0, 3_600))
     resume_window_s: float = _setting(20.0, *_seconds(0, 3_600))
     write_timeout_s: float = _setting(30.0, *_seconds(0.1))
+    stop_delay_s: float = _setting(0.0, *_seconds(0, 3_600))
     shutdown_grace_s: float = _setting(5.0, *_seconds(0))
 
-    db_pool_size: int = _setting(10, *_whole(1, 1_000))
+    db_pool_size: int = _setting(0, _pool_size, "auto or a whole number from 1 to 1000")
     db_timeout_s: float = _setting(5.0, *_seconds(0.1, 600))
+
+    @property
+    def pool_size(self) -> int:
+        """How many connections a pool has, if they fit."""
+        return self.db_pool_size or POOL_SIZE
 
     @property
     def checks_tokens(self) -> bool:

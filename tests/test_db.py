@@ -422,7 +422,7 @@ async def test_database_that_goes_away_during_the_start_is_told_with_its_cause()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         app = create_app(Settings(database_url="postgresql://user:secret@127.0.0.1:1/none"))
         with pytest.raises(StartError) as caught:
-            await serve(app, listener, asyncio.Event())
+            await serve(app, listener)
     assert "Connection refused" in str(caught.value)
     assert "secret" not in str(caught.value)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 from aiohttp import web
@@ -10,6 +11,9 @@ from app.api.identity import Handler
 from app.errors import ApiError, stopping
 from app.replies.turns import TURNS
 from app.storage.store import STORE
+
+# Set when the server is to stop; for STOP_DELAY_S it still serves.
+STOP: web.AppKey[asyncio.Event] = web.AppKey("stop", asyncio.Event)
 
 WEB = Path(__file__).parents[2] / "web"
 
@@ -62,8 +66,8 @@ async def health(request: web.Request) -> web.Response:
 
 
 async def ready(request: web.Request) -> web.Response:
-    """`GET /ready`: it takes new turns, and the database answers; else 503."""
-    if request.app[TURNS].stopping:
+    """`GET /ready`: it takes new turns and will go on to, and the database answers; else 503."""
+    if request.app[STOP].is_set() or request.app[TURNS].stopping:
         raise stopping()
     await request.app[STORE].database_ping()
     return web.json_response({"status": "ready"})
