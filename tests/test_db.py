@@ -532,7 +532,7 @@ async def test_log_of_the_embedded_database_holds_no_message_text(
     own_rows("begin")
     own_rows("lock table chats in exclusive mode")
     asked = asyncio.create_task(ask())
-    waits = "select pid from pg_locks where not granted and locktype = 'relation'"
+    waits = "select pid from pg_stat_activity where wait_event_type = 'Lock' and query like 'execute turn_open%%'"
     [(pid,)] = await eventually(lambda: own_rows(waits))
     psutil.Process(pid).kill()
     assert await asked == 503
