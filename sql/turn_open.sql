@@ -41,11 +41,12 @@ chat as (
 ),
 -- ...but all else as it was when this statement began (READ COMMITTED). So the two are compared.
 last_reply as (
-    select messages.id, messages.status, messages.server_id, messages.position
+    select messages.id, messages.status, messages.server_id, chats.message_count as position
     from caller
     join chats
         on chats.org_id = %(org_id)s and chats.user_id = caller.id and chats.id = %(chat_id)s::uuid
-    join messages
+    -- None, if it was deleted by hand.
+    left join messages
         on messages.org_id = chats.org_id
         and messages.chat_id = chats.id
         and messages.position = chats.message_count
@@ -58,7 +59,7 @@ place as (
     select chat.id, chat.message_count
     from chat
     join last_reply
-        on last_reply.position = chat.message_count and last_reply.status <> 'streaming'
+        on last_reply.position = chat.message_count and last_reply.status is distinct from 'streaming'
 ),
 keyed as (
     insert into turn_keys (org_id, user_id, key, asked, reply_id)

@@ -98,6 +98,26 @@ async def test_reply_whose_chat_is_deleted_ends_for_its_reader(
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
+@pytest.mark.parametrize("when", ["running", "ended"])
+async def test_chat_whose_last_reply_is_deleted_goes_on(
+    start_server: StartServer, rows: Rows, tenant: Tenant, when: str
+) -> None:
+    model = Gated(pieces=["one ", "two "])
+    house = await open_house(start_server, False, model, checkpoint_s=0)
+    client, reply_id = await ask(house.home, tenant)
+    chat_id = chat_of(rows, reply_id)
+    if when == "running":
+        rows("delete from messages where id = %s", reply_id)
+    model.go(2)
+    await client.read_chunks()
+    if when == "ended":
+        rows("delete from messages where id = %s", reply_id)
+    again = await question(house.home, tenant, chat_id)
+    assert (await again.read_head())[0] == b"HTTP/1.1 200 OK"
+    stored = rows("select position, role from messages where chat_id = %s order by position", chat_id)
+    assert stored == [(1, "user"), (3, "user"), (4, "assistant")]
+
+
 @pytest.mark.usefixtures("often")
 async def test_reply_whose_chat_is_deleted_ends_for_its_reader_elsewhere(
     start_server: StartServer, rows: Rows, tenant: Tenant
