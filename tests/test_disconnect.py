@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
+import struct
 from functools import partial
 from typing import Any
 
@@ -206,4 +208,18 @@ async def test_disconnect_in_the_middle_of_the_body_is_no_error(
     [request] = await eventually(lambda: logged(caplog, "Request completed"))
     assert request.status == 400
     assert rows.messages(tenant.org_id) == []
+    await assert_nothing_leaked(server, caplog)
+
+
+async def test_client_that_leaves_before_it_is_asked_for_its_body_leaves_no_trace(
+    start_server: StartServer, tenant: Tenant, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = await start_server(model=says("Hello"))
+    head = post("/chat", b"{}", tenant, headers="Expect: 100-continue\r\n").removesuffix(b"{}")
+    for _ in range(3):
+        # Gone before the server has even accepted it: nothing is awaited here.
+        with socket.create_connection((server.host, server.port)) as client:
+            client.sendall(head)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    await eventually(lambda: len(logged(caplog, "Request completed")) == 3)
     await assert_nothing_leaked(server, caplog)

@@ -6,6 +6,7 @@ import logging
 import re
 import time
 import uuid
+from contextlib import suppress
 
 from aiohttp import web
 from aiohttp.http import HttpVersion11
@@ -67,7 +68,9 @@ async def expect(request: web.Request) -> None:
     In place of aiohttp's, which answers it with 417 past all that is here, and with 500 if it is not text.
     """
     if request.headers["Expect"].lower() == "100-continue" and request.version >= HttpVersion11:
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        # Who has left by now is noticed where the body is read.
+        with suppress(ConnectionError):
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
 def error_response(request: web.Request, exc: ApiError) -> web.Response:
