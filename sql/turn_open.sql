@@ -21,12 +21,14 @@ org as (
     insert into orgs (id)
     select %(org_id)s
     where %(create_caller)s::boolean and not exists (select from caller)
-    on conflict do nothing
+    -- Locked, as by who deletes it, and before its user is.
+    on conflict (id) do update set id = excluded.id
+    returning id
 ),
 newcomer as (
     insert into users (org_id, id)
     select %(org_id)s, %(user_id)s
-    where %(create_caller)s::boolean and not exists (select from caller)
+    from org
     -- Not "do nothing": of two first turns at once the later one, too, is to have the row.
     on conflict (org_id, id) do update set org_id = excluded.org_id
     returning id

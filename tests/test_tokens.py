@@ -200,6 +200,21 @@ async def test_org_and_user_are_made_with_their_first_question(
     assert [user_id for _, user_id, _ in made(rows, stranger)] == [stranger.user_id, second.user_id]
 
 
+@pytest.mark.parametrize("path", ["/chat", "/chat/stream/ticket"])
+async def test_first_question_in_an_org_that_is_being_deleted_makes_it_anew(
+    creating: Any, rows: Rows, stranger: Tenant, path: str
+) -> None:
+    rows("insert into orgs (id) values (%s)", stranger.org_id)
+    rows("begin")
+    rows("select from orgs where id = %s for update", stranger.org_id)
+    asking = asyncio.create_task(creating.post(path, json=QUESTION, headers=signed(stranger)))
+    await waiting(rows, 1)
+    rows("delete from orgs where id = %s", stranger.org_id)
+    rows("commit")
+    assert (await asking).status == 200
+    assert made(rows, stranger) == [(None, stranger.user_id, None)]
+
+
 async def test_users_of_a_provider_without_orgs_are_in_one(
     start_server: StartServer, aiohttp_client: Any, rows: Rows
 ) -> None:
