@@ -7,12 +7,14 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.replies.reply import Reply
 from app.replies.saves import BATCH_CHARS, Saves, batches
 from app.statuses import FinalStatus
+from app.storage.db import StatementRefused
 from app.storage.store import Caller
 
 
@@ -92,7 +94,7 @@ async def test_text_that_is_refused_ends_its_reply_alone() -> None:
     class Refuses(FakeStore):
         async def turn_checkpoint(self, **params: Any) -> Any:
             if "b" in params["reply_ids"]:
-                raise RuntimeError("refused")
+                raise StatementRefused
             return await super().turn_checkpoint(**params)
 
     store = Refuses()
@@ -104,3 +106,19 @@ async def test_text_that_is_refused_ends_its_reply_alone() -> None:
         ([], ["channel"]),
     ]
     assert (a.told, b.told, c.told) == ([], ["failed"], [])
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_reply_fails_only_where_postgresql_has_refused_its_text(refused: bool) -> None:
+    class Failing(FakeStore):
+        async def turn_checkpoint(self, **params: Any) -> Any:
+            raise StatementRefused if refused else RuntimeError("the client library's own")
+
+    turn = FakeTurn(1)
+    storing = new_saves(Failing()).store([turn])
+    if refused:
+        await storing
+    else:
+        with pytest.raises(RuntimeError):
+            await storing
+    assert turn.told == (["failed"] if refused else [])

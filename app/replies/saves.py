@@ -10,7 +10,7 @@ from typing import Protocol
 
 from app.replies.reply import Closing, Ended, Reply
 from app.statuses import AWAY, TAKEN_BACK, FinalStatus
-from app.storage.db import DatabaseAway
+from app.storage.db import DatabaseAway, StatementRefused
 from app.storage.store import Caller, Store
 
 log = logging.getLogger(__name__)
@@ -67,9 +67,7 @@ class Saves:
                 channels=[channel for channel, _ in bells],
                 payloads=[payload for _, payload in bells],
             )
-        except DatabaseAway:
-            raise
-        except Exception:
+        except (StatementRefused, ValueError):
             # One of the texts is refused; it is to keep no other from being stored.
             log.exception("Replies not saved", extra={"replies": len(batch)})
             if len(batch) == 1:
@@ -131,10 +129,8 @@ class Saves:
         try:
             if await self._store.turn_close(**row, content=reply.text, status=reply.state.status):
                 return reply.state.status, None
-        except DatabaseAway:
-            raise
-        except Exception:
-            # Not an outage, so that the next try would fail as this one did.
+        except (StatementRefused, ValueError):
+            # The next try would fail as this one did.
             log.exception("Reply not saved", extra={"messageId": reply.id})
             await self._store.turn_close(**row, content=None, status="failed")
         found = await self._store.reply_find(**turn.caller._asdict(), reply_id=reply.id)

@@ -38,6 +38,10 @@ class DatabaseAway(ApiError):
         self.cause = cause
 
 
+class StatementRefused(Exception):
+    """PostgreSQL has refused a statement, and would again."""
+
+
 def is_not_a_canceled_query(record: logging.LogRecord) -> bool:
     """Keep aiopg's traceback of each statement that PostgreSQL gave up out of the log: we log it as ours."""
     return not (record.exc_info and isinstance(record.exc_info[1], QueryCanceled))
@@ -168,7 +172,7 @@ class Database:
             self._leave()
             return ConnectionLost(sent=False, cause=logged(statement, cause))
         if not is_outage(exc):
-            return RuntimeError(f"{statement.name}: {cause}")
+            return StatementRefused(f"{statement.name}: {cause}")
         # After a restart of PostgreSQL the other connections are as dead.
         pool.clear()
         return ConnectionLost(sent=sent, cause=logged(statement, cause))
