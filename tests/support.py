@@ -92,12 +92,12 @@ class Rows:
         self._connection.close()
 
 
-def says(*pieces: str | Exception) -> Model:
+def says(*pieces: str | BaseException) -> Model:
     """Return a model that says these pieces at once, and raises what is an exception."""
 
     async def model(conversation: Conversation) -> AsyncIterator[str]:
         for piece in pieces:
-            if isinstance(piece, Exception):
+            if isinstance(piece, BaseException):
                 raise piece
             yield piece
 

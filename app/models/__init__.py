@@ -1,7 +1,7 @@
 """The seam: what a model is.
 
-A real model is one async generator function from a `Conversation` to pieces of text; `server.py` names it in
-one place. Closing the generator (`aclose`) must stop the work, and so the bill.
+A model is one async generator function from a `Conversation` to pieces; `choice` makes the one that the
+settings name. Closing the generator (`aclose`) must stop the work, and so the bill.
 """
 
 from __future__ import annotations
@@ -28,21 +28,82 @@ class Message:
 class Conversation:
     """A chat's messages so far, oldest first; the last is the user's, to be answered.
 
-    `stream` is false where nobody reads along (`POST /chat`) and only the whole reply counts.
+    `stream` is false where nobody reads along (`POST /chat`) and only the whole reply counts. `max_tokens`: the
+    reply may take no more, and no more than the model's own limit. `reasoning`: somebody wants to read it.
     """
 
     messages: Sequence[Message]
     stream: bool
+    max_tokens: int | None = None
+    reasoning: bool = False
+
+    def limit(self, most: int) -> int:
+        return most if self.max_tokens is None else min(most, self.max_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """What a model thinks aloud; no part of the reply. It is billed: it comes where nobody reads it, too."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The tokens so far, as the provider counts them; the last one that comes counts. None: it has not said."""
+
+    input: int | None
+    output: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """How the provider ended the reply; the last piece. A model that does not say has ended by `end`."""
+
+    reason: Literal["end", "length", "refusal"]
+
+
+# A `str` is text of the reply.
+Piece = str | Reasoning | Usage | Stop
+
+
+class ModelError(Exception):
+    """A reply did not come to its end.
+
+    Its text is for the log: what the provider said, without what was said to it. `error` is a name for clients.
+    """
+
+    error = "Stream failed"
+
+    def __init__(self, text: str, *, passing: bool = False, retry_after_s: float | None = None) -> None:
+        super().__init__(text)
+        # Whether the same request may succeed later, and after how long, where that is known.
+        self.passing = passing
+        self.retry_after_s = retry_after_s
+
+
+class ModelBusy(ModelError):
+    error = "Model busy"
+
+
+class ConversationTooLong(ModelError):
+    error = "Conversation too long"
+
+
+class Refused(ModelError):
+    """Before it said anything."""
+
+    error = "Refused"
 
 
 class Reply(Protocol):
-    """A reply as it comes into being: what an async generator of `str` is.
+    """A reply as it comes into being: what an async generator of `Piece` is.
 
     A model that knows its reply beforehand may also have `text_length` (code points) and `total_pieces`;
     they go to the log.
     """
 
-    def __aiter__(self) -> AsyncIterator[str]: ...
+    def __aiter__(self) -> AsyncIterator[Piece]: ...
     async def aclose(self) -> None: ...
 
 
@@ -88,13 +149,13 @@ async def close(pieces: Reply) -> None:
 def alternate(history: Sequence[dict[str, Any]], question: str) -> list[Message]:
     """Return what a model is given: roles alternate, and the last message is the question.
 
-    A question whose reply has no text goes out with the one that follows it.
+    A question whose reply has no text, or only white space, which providers refuse, goes out with the next one.
     """
     messages: list[Message] = []
     for said in [*history, {"role": "user", "content": question}]:
         role, content = said["role"], said["content"]
         if messages and messages[-1].role == role:
             content = f"{messages.pop().content}\n\n{content}"
-        if content:
+        if content and (role == "user" or not content.isspace()):
             messages.append(Message(role, content))
     return messages

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from app.models import PushReply
+from app.models import PushReply, Reasoning, Stop, Usage
 from app.models import Reply as ModelReply
 from app.replies.lease import Lease
 from app.replies.reply import RUNNING, Reply
@@ -35,6 +35,8 @@ class Driver:
         # Not those that the reply has: of empty pieces there may be any number.
         taken = 0
         async for piece in pieces:
+            if isinstance(piece, (Reasoning, Usage, Stop)):
+                continue
             if not self._say(piece) and not await self._wanted():
                 return
             taken += 1
