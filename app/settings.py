@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -13,6 +13,7 @@ from aiohttp import web
 from jwt.algorithms import has_crypto
 
 from app.errors import StartError
+from app.origins import DEVELOPMENT, parse_hosts, parse_origins
 
 T = TypeVar("T")
 
@@ -26,37 +27,15 @@ OWN_CONNECTIONS = 2
 ALGORITHMS = frozenset(f"{family}{size}" for family in ("HS", "RS", "PS", "ES") for size in (256, 384, 512)) | {
     "EdDSA"
 }
-ORIGIN = re.compile(r"null|[a-z][a-z0-9+.-]*://[^/\s,?#]+", re.IGNORECASE)
-HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
-AUTHORITY = re.compile(r"(.*?)\.?(?::([0-9]*))?", re.DOTALL)
-DEFAULT_PORTS = {"http": "80", "https": "443"}
-
-# Where the pages of development servers come from: Parcel, React and Next.js, Vite, Angular, Astro, Live Server,
-# Storybook, Python's http.server, webpack. Not all of loopback: where identity headers are believed, a page that
-# may ask may be anybody, and whatever else runs on a developer's machine (notebooks, consoles) has pages, too.
-DEVELOPMENT_PORTS = (1234, 3000, 3001, 4173, 4200, 4321, 5173, 5174, 5500, 6006, 8000, 8080, 8081)
-DEVELOPMENT = frozenset(
-    f"http://{host}:{port}" for host in ("localhost", "127.0.0.1") for port in DEVELOPMENT_PORTS
-)
-
-
-def split_authority(authority: str) -> tuple[str, str]:
-    """Return the host in small letters, without a dot at its end, and the port, "" if there is none."""
-    match = AUTHORITY.fullmatch(authority.lower())
-    assert match is not None
-    return match[1], match[2] or ""
-
-
-def normal_origin(origin: str) -> str:
-    """Return an origin in the one form of all that mean it: small letters, no default port, no dot at the end."""
-    scheme, separator, authority = origin.lower().partition("://")
-    host, port = split_authority(authority)
-    return f"{scheme}{separator}{host}" + (f":{port}" if port and port != DEFAULT_PORTS.get(scheme) else "")
+# Whose own names for key and URL count, too: OPENAI_API_KEY, OPENAI_BASE_URL.
+PROVIDERS = ("anthropic", "openai")
+# What the server itself puts in a request; `n` would be several replies.
+RESERVED = frozenset({"model", "messages", "system", "stream", "max_tokens", "max_completion_tokens", "n"})
 
 
 def _setting(default: T, parse: Callable[[str], T], expected: str, secret: bool = False) -> T:
     metadata = {"parse": parse, "expected": expected, "secret": secret}
-    return field(default=default, metadata=metadata)
+    return field(default=default, repr=not secret, metadata=metadata)
 
 
 def _whole(low: int, high: int = MAX_INT) -> tuple[Callable[[str], int], str]:
@@ -135,28 +114,38 @@ def _milliseconds_range(value: str) -> tuple[float, float]:
     return low, high
 
 
-def _origins(value: str) -> frozenset[str]:
-    origins: set[str] = set()
-    for origin in _listed(value):
-        if origin == "development":
-            origins |= DEVELOPMENT
-        elif ORIGIN.fullmatch(origin.rstrip("/")):
-            origins.add(normal_origin(origin.rstrip("/")))
-        else:
-            raise ValueError
-    return frozenset(origins)
+def _model(value: str) -> str:
+    if value != "sim" and not re.fullmatch(rf"({'|'.join(PROVIDERS)}):\S+", value):
+        raise ValueError
+    return value
 
 
-def _hosts(value: str) -> frozenset[str]:
-    hosts = [host.lower().rstrip(".").strip("[]") for host in _listed(value)]
-    for host in hosts:
-        if not HOST_NAME.fullmatch(host):
-            ipaddress.ip_address(host)
-    return frozenset(hosts)
+def _base_url(value: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", value):
+        raise ValueError
+    return value.rstrip("/")
 
 
-def _listed(value: str) -> list[str]:
-    return [item.strip() for item in value.split(",") if item.strip()]
+def _key(value: str) -> str:
+    if not re.fullmatch("[!-~]+", value):
+        raise ValueError
+    return value
+
+
+def _text_or_file(value: str) -> str:
+    if not value.startswith("@"):
+        return value
+    try:
+        return Path(value[1:]).read_text("utf-8").strip()
+    except OSError:
+        raise ValueError from None
+
+
+def _extra(value: str) -> dict[str, Any]:
+    extra = json.loads(value)
+    if not isinstance(extra, dict) or RESERVED & extra.keys():
+        raise ValueError
+    return extra
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,14 +174,27 @@ class Settings:
     jwt_issuer: str | None = _setting(None, str, "any text")
     jwt_create_users: bool = _setting(False, _switch, "0 or 1")
     allowed_hosts: frozenset[str] | None = _setting(
-        None, _hosts, "host names or addresses separated by commas, without ports"
+        None, parse_hosts, "host names or addresses separated by commas, without ports"
     )
     cors_origins: frozenset[str] = _setting(
         DEVELOPMENT,
-        _origins,
+        parse_origins,
         "origins like https://example.com separated by commas, among them null for pages opened as files, and"
         " development for those of development servers on this machine",
     )
+
+    model: str = _setting("sim", _model, "sim, anthropic:NAME or openai:NAME")
+    model_url: str | None = _setting(
+        None, _base_url, "a URL like https://api.example.com/v1, without user, ? and #", secret=True
+    )
+    model_key: str | None = _setting(None, _key, "a key of printable ASCII characters", secret=True)
+    model_system: str | None = _setting(None, _text_or_file, "text, or @ and the name of a file in UTF-8")
+    model_max_tokens: int = _setting(4096, *_whole(1))
+    model_extra: dict[str, Any] | None = _setting(
+        None, _extra, 'a JSON object like {"temperature": 0.5}, without ' + ", ".join(sorted(RESERVED))
+    )
+    model_first_s: float = _setting(300.0, *_seconds(0.1))
+    model_silence_s: float = _setting(120.0, *_seconds(0.1))
 
     sim_delay_ms: tuple[float, float] = _setting(
         (10.0, 30.0), _milliseconds_range, "two numbers of milliseconds, the smaller first, as in 10-30"
@@ -228,6 +230,14 @@ class Settings:
         return self.db_pool_size or POOL_SIZE
 
     @property
+    def model_provider(self) -> str:
+        return self.model.partition(":")[0]
+
+    @property
+    def model_name(self) -> str:
+        return self.model.partition(":")[2]
+
+    @property
     def checks_tokens(self) -> bool:
         return self.jwt_secret is not None or self.jwt_jwks_url is not None
 
@@ -245,7 +255,7 @@ class Settings:
         """
         values: dict[str, Any] = {}
         for setting in fields(cls):
-            key = setting.name.upper()
+            key = _found(environ, setting.name)
             value = environ.get(key, "").strip()
             if not value:
                 continue
@@ -254,6 +264,12 @@ class Settings:
             except (ValueError, KeyError):
                 shown = "(not shown)" if setting.metadata["secret"] else repr(value)
                 raise StartError(f"{key} is {shown}, expected {setting.metadata['expected']}") from None
+        provider = values.get("model", "sim").partition(":")[0]
+        if provider in PROVIDERS and not values.get("model_key") and not values.get("model_url"):
+            raise StartError(
+                f"MODEL is {values['model']!r}, and no key is set, expected one in MODEL_KEY or"
+                f" {provider.upper()}_API_KEY"
+            )
         if values.get("jwt_secret") and values.get("jwt_jwks_url"):
             raise StartError("JWT_SECRET and JWT_JWKS_URL are both set, expected one of them")
         if values.get("jwt_create_users") and not (values.get("jwt_secret") or values.get("jwt_jwks_url")):
@@ -263,6 +279,15 @@ class Settings:
                 "JWT_JWKS_URL is set, and cryptography not installed: .venv/bin/pip install -e '.[jwks]'"
             )
         return cls(**values)
+
+
+def _found(environ: Mapping[str, str], setting: str) -> str:
+    """Return the name under which `environ` has a setting."""
+    key = setting.upper()
+    provider = environ.get("MODEL", "").strip().partition(":")[0]
+    if provider in PROVIDERS and setting in ("model_key", "model_url") and not environ.get(key, "").strip():
+        return f"{provider.upper()}_{'API_KEY' if setting == 'model_key' else 'BASE_URL'}"
+    return key
 
 
 SETTINGS: web.AppKey[Settings] = web.AppKey("settings", Settings)

@@ -61,6 +61,11 @@ def test_app_waits_for_the_database_and_its_settings_are_taken(services: dict[st
     settings = Settings.from_environ(app["environment"])
     assert settings.database_url == "postgresql://postgres:postgres@postgres:5432/llm_app"
     assert settings.seed_demo is True
+    assert settings.model == "sim"
+    # What people have set for the providers' own libraries reaches the server, too.
+    assert {"ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "OPENAI_API_KEY", "OPENAI_BASE_URL"} < app[
+        "environment"
+    ].keys()
     # Published on this machine alone: identity is whatever a header says.
     assert "127.0.0.1" in str(app["ports"])
 

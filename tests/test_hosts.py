@@ -10,7 +10,8 @@ from house import answer
 from serving import StartServer
 from support import RawClient, Rows, Tenant, post, says
 
-from app.settings import DEVELOPMENT, Settings
+from app.origins import DEVELOPMENT
+from app.settings import Settings
 
 
 async def ask(

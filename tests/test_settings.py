@@ -48,6 +48,9 @@ def test_nothing_set_gives_the_documented_defaults() -> None:
                 "postgresql://u:p@%2Frun%2Fpostgresql/d",
             )
         ),
+        ("MODEL_URL", "http://127.0.0.1:11434/v1/", "http://127.0.0.1:11434/v1"),
+        ("MODEL_SYSTEM", " Be kind. ", "Be kind."),
+        ("MODEL_EXTRA", '{"temperature": 0}', {"temperature": 0}),
     ],
 )
 def test_value_is_taken(key: str, value: str, parsed: Any) -> None:
@@ -87,6 +90,43 @@ def test_value_is_taken(key: str, value: str, parsed: Any) -> None:
             "ALLOWED_HOSTS is 'chat.example:3000', expected host names or addresses separated by commas, without"
             " ports",
         ),
+        ("MODEL", "gpt-5", "MODEL is 'gpt-5', expected sim, anthropic:NAME or openai:NAME"),
+        ("MODEL", "openai:", "MODEL is 'openai:', expected sim, anthropic:NAME or openai:NAME"),
+        ("MODEL", "mistral:x", "MODEL is 'mistral:x', expected sim, anthropic:NAME or openai:NAME"),
+        (
+            "MODEL",
+            "openai:x",
+            "MODEL is 'openai:x', and no key is set, expected one in MODEL_KEY or OPENAI_API_KEY",
+        ),
+        (
+            "MODEL",
+            "anthropic:x",
+            "MODEL is 'anthropic:x', and no key is set, expected one in MODEL_KEY or ANTHROPIC_API_KEY",
+        ),
+        (
+            "MODEL_URL",
+            "https://user:secret@host/v1",
+            "MODEL_URL is (not shown), expected a URL like https://api.example.com/v1, without user, ? and #",
+        ),
+        ("MODEL_KEY", "sk é", "MODEL_KEY is (not shown), expected a key of printable ASCII characters"),
+        ("MODEL_KEY", "a\nb", "MODEL_KEY is (not shown), expected a key of printable ASCII characters"),
+        (
+            "MODEL_SYSTEM",
+            "@no/such/file",
+            "MODEL_SYSTEM is '@no/such/file', expected text, or @ and the name of a file in UTF-8",
+        ),
+        (
+            "MODEL_EXTRA",
+            '{"stream": false}',
+            'MODEL_EXTRA is \'{"stream": false}\', expected a JSON object like {"temperature": 0.5}, without'
+            " max_completion_tokens, max_tokens, messages, model, n, stream, system",
+        ),
+        (
+            "MODEL_EXTRA",
+            "{",
+            "MODEL_EXTRA is '{', expected a JSON object like {\"temperature\": 0.5}, without"
+            " max_completion_tokens, max_tokens, messages, model, n, stream, system",
+        ),
         (
             "DATABASE_URL",
             "mysql://u:secret@h/d",
@@ -113,6 +153,48 @@ def test_users_are_made_only_where_tokens_are_checked() -> None:
         Settings.from_environ({"JWT_CREATE_USERS": "1"})
     assert str(caught.value) == "JWT_CREATE_USERS is 1, expected with it JWT_SECRET or JWT_JWKS_URL"
     assert Settings.from_environ({"JWT_CREATE_USERS": "1", "JWT_SECRET": "x" * 32}).jwt_create_users
+
+
+OPENAI = {"OPENAI_API_KEY": "o-key", "OPENAI_BASE_URL": "http://o/v1"}
+ANTHROPIC = {"ANTHROPIC_API_KEY": "a-key", "ANTHROPIC_BASE_URL": "http://a"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "url", "key"),
+    [
+        ({"MODEL": "openai:x"}, "http://o/v1", "o-key"),
+        ({"MODEL": "anthropic:x"}, "http://a", "a-key"),
+        ({"MODEL": "openai:x", "MODEL_KEY": "key"}, "http://o/v1", "key"),
+        ({"MODEL": "openai:x", "MODEL_URL": "http://m/v1", "MODEL_KEY": " "}, "http://m/v1", "o-key"),
+        ({"MODEL": "openai:x", "OPENAI_API_KEY": ""}, "http://o/v1", None),
+        ({"MODEL": "openai:x", "OPENAI_BASE_URL": ""}, None, "o-key"),
+        ({"MODEL": "sim"}, None, None),
+        ({}, None, None),
+    ],
+)
+def test_names_of_the_providers_libraries_count_where_ours_are_unset(
+    environ: dict[str, str], url: str | None, key: str | None
+) -> None:
+    settings = Settings.from_environ(OPENAI | ANTHROPIC | environ)
+    assert (settings.model_url, settings.model_key) == (url, key)
+
+
+def test_bad_value_under_a_librarys_name_is_called_by_it() -> None:
+    with pytest.raises(StartError, match="OPENAI_BASE_URL is "):
+        Settings.from_environ({"MODEL": "openai:x", "OPENAI_BASE_URL": "o"})
+
+
+def test_system_prompt_is_read_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_text("Be kind.\nÉ\n", "utf-8")
+    assert Settings.from_environ({"MODEL_SYSTEM": f"@{tmp_path}/prompt.txt"}).model_system == "Be kind.\nÉ"
+    (tmp_path / "prompt.txt").write_bytes(b"\xff")
+    with pytest.raises(StartError, match="expected text, or @ and the name of a file"):
+        Settings.from_environ({"MODEL_SYSTEM": f"@{tmp_path}/prompt.txt"})
+
+
+def test_secrets_are_not_shown() -> None:
+    settings = Settings(model_key="hidden", jwt_secret="hidden", database_url="hidden")
+    assert "hidden" not in repr(settings)
 
 
 def test_settings_cannot_be_changed() -> None:

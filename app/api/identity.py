@@ -12,7 +12,8 @@ from multidict import MultiMapping
 from yarl import URL
 
 from app.errors import ApiError
-from app.settings import SETTINGS, Settings, normal_origin, split_authority
+from app.origins import normal_origin, split_authority
+from app.settings import SETTINGS, Settings
 from app.storage.store import Caller
 
 USUAL_UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
