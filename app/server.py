@@ -21,7 +21,7 @@ from app.api.tokens import check_tokens
 from app.descriptors import letting_in
 from app.errors import StartError
 from app.models import Model
-from app.models.simulated import Simulated
+from app.models.choice import chosen
 from app.replies.bells import Bells
 from app.replies.elsewhere import ELSEWHERE, Elsewhere
 from app.replies.guard import Guard
@@ -92,12 +92,21 @@ def create_app(settings: Settings, *, model: Model | None = None) -> web.Applica
     app[SETTINGS] = settings
     app[STOP] = asyncio.Event()
     app[IDENTIFY] = check_tokens(app, settings) if settings.checks_tokens else from_headers
-    # The seam: a real model goes here.
-    app[MODEL] = model or Simulated(settings.sim_delay_ms, settings.sim_seed)
+    # The seam: a model of your own goes here.
+    if model is not None:
+        app[MODEL] = model
+    else:
+        app.cleanup_ctx.append(keep_model)
     app.cleanup_ctx.extend([keep_database, keep_turns])
     app.on_response_prepare.append(sign)
     app.on_shutdown.append(drain)
     return app
+
+
+async def keep_model(app: web.Application) -> AsyncIterator[None]:
+    """Keep the model of the settings, until the last turn has ended."""
+    async with chosen(app[SETTINGS]) as app[MODEL]:
+        yield
 
 
 async def keep_database(app: web.Application) -> AsyncIterator[None]:

@@ -95,12 +95,17 @@ class OwnPostgres:
 
 @asynccontextmanager
 async def serving(postgres_url: str) -> AsyncIterator[StartServer]:
-    """Give a function that starts a server on a free port: `start(model=…, heartbeat_s=…, …)`."""
+    """Give a function that starts a server on a free port: `start(model=…, heartbeat_s=…, …)`.
+
+    A model that is a `str` is chosen by the setting.
+    """
     servers: list[TestServer] = []
 
-    async def start(*, model: Model | None = None, **settings: Any) -> TestServer:
+    async def start(*, model: Model | str | None = None, **settings: Any) -> TestServer:
         no_limits = {"user_stream_limit": 0, "user_reader_limit": 0, "user_turns_per_minute": 0}
         settings = {"database_url": postgres_url, "sim_delay_ms": (0.0, 0.0)} | no_limits | settings
+        if isinstance(model, str):
+            settings, model = settings | {"model": model}, None
         server = Server(create_app(Settings(**settings), model=model))
         await server.start_server(shutdown_timeout=1)
         servers.append(server)
