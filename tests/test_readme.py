@@ -26,6 +26,7 @@ from serving import StartServer
 from support import Gated, Rows, Tenant, events, eventually, says
 
 from app.replies.turns import TURNS
+from app.settings import Settings
 from app.statuses import AWAY
 
 ROOT = Path(__file__).parent.parent
@@ -483,57 +484,23 @@ async def test_event_source_with_a_ticket(start_server: StartServer, page: Page,
 # ---- The seam
 
 
-async def test_real_model_speaks_through_the_seam(
-    start_server: StartServer, aiohttp_client: Any, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+async def test_model_of_your_own_speaks_through_the_seam(
+    start_server: StartServer, aiohttp_client: Any, tenant: Tenant
 ) -> None:
-    asked: list[Any] = []
-    closed = asyncio.Event()
-
-    async def completions(request: web.Request) -> web.StreamResponse:
-        asked.append((request.headers["Authorization"], await request.json()))
-        response = web.StreamResponse()
-        await response.prepare(request)
-        for piece in ("Hel", "lo", None, " world"):
-            chunk = {"choices": [{"delta": {"content": piece} if piece else {"role": "assistant"}}]}
-            await response.write(f"data: {json.dumps(chunk)}\n\n".encode())
-        if "hang" in str(asked[-1]):
-            try:
-                while True:
-                    await response.write(b": wait\n\n")
-                    await asyncio.sleep(0.01)
-            finally:
-                closed.set()
-        if "cut" not in str(asked[-1]):
-            await response.write(b"data: [DONE]\n\n")
-        return response
-
-    app = web.Application()
-    app.router.add_post("/v1/chat/completions", completions)
-    stub = TestServer(app)
-    await stub.start_server()
-    monkeypatch.setenv("LLM_BASE_URL", f"{base(stub)}/v1")
-    monkeypatch.setenv("LLM_API_KEY", "key")
-    monkeypatch.setenv("LLM_MODEL", "model-1")
     names: dict[str, Any] = {}
-    exec(snippet("python", "async def completions("), names)
-    client = await aiohttp_client(await start_server(model=names["completions"], resume_window_s=0))
+    exec(snippet("python", "async def shout("), names)
+    client = await aiohttp_client(await start_server(model=names["shout"]))
+    response = await client.post("/chat/stream", json={"message": "hello world"}, headers=tenant.headers)
+    assert b'"fullText":"HELLO WORLD "' in await response.read()
 
-    async def ask(message: str) -> bytes:
-        response = await client.post("/chat/stream", json={"message": message}, headers=tenant.headers)
-        return bytes(await response.read())
 
-    assert b'"fullText":"Hello world"' in await ask("Hi")
-    assert asked == [
-        ("Bearer key", {"model": "model-1", "stream": True, "messages": [{"role": "user", "content": "Hi"}]})
-    ]
-    assert b"The model failed; what it said so far is saved." in await ask("cut")
-
-    # A client that leaves ends the upstream request, and so the bill.
-    response = await client.post("/chat/stream", json={"message": "hang"}, headers=tenant.headers)
-    await response.content.readuntil(b"\n\n")
-    response.close()
-    await asyncio.wait_for(closed.wait(), 5)
-    await stub.close()
+def test_settings_shown_for_real_models_are_taken() -> None:
+    part = DOCUMENTS["app/README.md"].split("\n## A real model\n")[1].split("\n### ")[0]
+    recipes = re.findall(r"`((?:[A-Z_]+=\S+ )+)make run`", part)
+    assert len(recipes) == 4
+    for recipe in recipes:
+        environ = dict(pair.split("=", 1) for pair in recipe.replace("…", "key").split())
+        assert Settings.from_environ(environ).model == environ["MODEL"]
 
 
 # ---- SQL
