@@ -39,7 +39,7 @@ smoke:
 bench: $(VENV)/bench.done
 	@$(BIN)/python -m tests.bench $(ARGS)
 
-faults: $(VENV)/test.done
+faults: $(VENV)/faults.done
 	@FAULTS=full $(BIN)/python -m pytest tests/faults $(ARGS)
 
 lint: $(VENV)/lint.done
@@ -59,6 +59,7 @@ $(BIN)/pip:
 $(VENV)/run.done: EXTRAS = embedded
 $(VENV)/bench.done: EXTRAS = embedded
 $(VENV)/test.done: EXTRAS = embedded,test
+$(VENV)/faults.done: EXTRAS = embedded,test,judges
 $(VENV)/lint.done: EXTRAS = embedded,lint
 $(VENV)/%.done: $(SOURCES) | $(BIN)/pip
 	@echo "Installing what make $* needs into $(VENV) (once)"

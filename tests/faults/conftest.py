@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from ledger import FULL, Server
+from ledger import FULL, NODE, Server
 from serving import OwnPostgres, new_postgres
 from support import Rows
 
@@ -54,3 +55,17 @@ def say(capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
                 print("   ", *(f"{name}={value}" for name, value in figures.items()), flush=True)
 
     return say
+
+
+@pytest.fixture(scope="session")
+def node() -> str:
+    """Node, with the packages that the scripts take."""
+    from test_network import tool
+
+    program = tool("node", "nodejs")
+    subprocess.run(
+        [tool("npm", "npm"), "install", "--no-audit", "--no-fund", "--no-package-lock", "--silent"],
+        cwd=NODE,
+        check=True,
+    )
+    return program

@@ -34,6 +34,7 @@ FULL = os.environ.get("FAULTS") == "full"
 SEED = int(os.environ.get("FAULTS_SEED", "1"))
 
 ROOT = Path(__file__).parents[2]
+NODE = Path(__file__).parent / "node"
 INVARIANTS = (Path(__file__).parent / "invariants.sql").read_text()
 # A story of 222 words.
 LONG = "tell a story"

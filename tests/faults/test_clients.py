@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from aiohttp import ClientSession
 from aiohttp.test_utils import unused_port
 from aiosseclient import aiosseclient
 from httpx_sse import aconnect_sse
-from ledger import FULL, LONG, SEED, Server, ledger
+from ledger import FULL, LONG, NODE, SEED, Server, ledger
 from support import Rows, Tenant, eventually
 from test_network import Nginx, running, tool, words_of
 
@@ -33,7 +32,6 @@ pytestmark = [
     pytest.mark.timeout(180),
 ]
 
-NODE = Path(__file__).parent / "node"
 JWT_SECRET = "a secret of no less than 32 characters"
 
 
@@ -42,18 +40,6 @@ class Before:
     """What stands before a server."""
 
     base: str
-
-
-@pytest.fixture(scope="module")
-def node() -> str:
-    """Node, with the packages that the scripts take."""
-    program = tool("node", "nodejs")
-    subprocess.run(
-        [tool("npm", "npm"), "install", "--no-audit", "--no-fund", "--no-package-lock", "--silent"],
-        cwd=NODE,
-        check=True,
-    )
-    return program
 
 
 # ---- Caches
