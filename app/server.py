@@ -12,7 +12,7 @@ from functools import partial
 
 from aiohttp import web
 
-from app.api import chat, history, site, tickets
+from app.api import chat, history, site, tickets, usage
 from app.api.identity import IDENTIFY, from_headers, identified, identified_by_query
 from app.api.limits import LIMITS, Limits
 from app.api.middleware import expect, observe, sign
@@ -85,6 +85,7 @@ def create_app(settings: Settings, *, model: Model | None = None) -> web.Applica
             web.get("/chat/stream", identified_by_query(chat.stream_to_event_source), allow_head=False),
             web.get("/chat/stream/{message_id}", identified(chat.resume), allow_head=False),
             web.delete("/chat/stream/{message_id}", identified(chat.stop)),
+            web.get("/usage", identified(usage.read_usage)),
             web.get("/chats", identified(history.list_chats)),
             web.get("/chats/{chat_id}/messages", identified(history.list_messages)),
         ]
@@ -127,13 +128,13 @@ async def keep_turns(app: web.Application) -> AsyncIterator[None]:
     server_id = secrets.randbits(62)
     lease, tasks = Lease(), Tasks()
     app[BELLS] = bells = Bells(database, store, server_id)
-    openings = Openings(store, server_id, history_limit=settings.history_limit_messages)
-    saves = Saves(store, server_id)
+    openings = Openings(store, server_id, settings)
+    saves = Saves(store, server_id, settings.model_price)
     app[TURNS] = turns = Turns(settings, openings, saves, app[MODEL], lease, tasks)
     app[MIRRORS] = mirrors = Mirrors(store, bells)
     remotes = Remotes(turns, saves, bells, tasks)
     app[ELSEWHERE] = elsewhere = Elsewhere(turns, mirrors, remotes, bells, store, timeout_s=settings.db_timeout_s)
-    app[GUARD] = guard = Guard(turns, saves, store, lease, tasks, server_id)
+    app[GUARD] = guard = Guard(turns, saves, store, lease, tasks, server_id, settings.model_price)
     app[READERS] = readers = Readers(settings)
     app[LIMITS] = limits = Limits(settings, turns)
     await guard.beat()

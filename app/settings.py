@@ -6,8 +6,9 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from decimal import Decimal
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from aiohttp import web
 from jwt.algorithms import has_crypto
@@ -126,6 +127,24 @@ def _base_url(value: str) -> str:
     return value.rstrip("/")
 
 
+class Price(NamedTuple):
+    """Of a token, in millionths of a budget's unit: the same number as for a million tokens, in units."""
+
+    input_price: Decimal
+    output_price: Decimal
+
+
+# A unit is a token.
+TOKEN = Price(Decimal(1_000_000), Decimal(1_000_000))
+
+
+def _price(value: str) -> Price:
+    match = re.fullmatch(r"([0-9]{1,7}(?:\.[0-9]{1,6})?)/([0-9]{1,7}(?:\.[0-9]{1,6})?)", value)
+    if not match:
+        raise ValueError
+    return Price(Decimal(match[1]), Decimal(match[2]))
+
+
 def _key(value: str) -> str:
     if not re.fullmatch("[!-~]+", value):
         raise ValueError
@@ -190,6 +209,7 @@ class Settings:
     model_key: str | None = _setting(None, _key, "a key of printable ASCII characters", secret=True)
     model_system: str | None = _setting(None, _text_or_file, "text, or @ and the name of a file in UTF-8")
     model_max_tokens: int = _setting(4096, *_whole(1))
+    model_price: Price = _setting(TOKEN, _price, "what a million tokens of input and of output cost, as in 3/15")
     model_extra: dict[str, Any] | None = _setting(
         None, _extra, 'a JSON object like {"temperature": 0.5}, without ' + ", ".join(sorted(RESERVED))
     )

@@ -1,4 +1,4 @@
-"""How a reply ends, and what a client is told of it."""
+"""How a reply ends, what it has cost, and what a client is told of it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,29 @@ from typing import Literal, NamedTuple
 # Until then its row says `streaming`.
 FinalStatus = Literal["complete", "disconnected", "failed", "interrupted", "stopped"]
 
+# A word more: how a provider ended a complete reply, if not by its own end; why one has failed.
+Reason = Literal["length", "refusal", "busy", "too_long", "refused", "budget"]
 
-def failure(status: FinalStatus) -> str:
+
+class Usage(NamedTuple):
+    """Tokens."""
+
+    input: int
+    output: int
+    # Not what the provider counted, or not all of it.
+    estimated: bool
+
+
+# Of failed replies, as clients are told: the status where nothing is sent yet, the error, and why.
+ERRORS: dict[Reason, tuple[int, str, str]] = {
+    "busy": (503, "Model busy", "The model is busy"),
+    "too_long": (400, "Conversation too long", "The conversation is too long for the model"),
+    "refused": (422, "Refused", "The model refused the question"),
+    "budget": (402, "Budget spent", "The budget is spent"),
+}
+
+
+def failure(status: FinalStatus, reason: Reason | None = None) -> str:
     """Return the sentence that tells a client why it does not get a whole reply."""
     what = {
         "complete": "The reply is complete",
@@ -17,6 +38,8 @@ def failure(status: FinalStatus) -> str:
         "disconnected": "The client left",
         "stopped": "The reply was stopped",
     }[status]
+    if reason in ERRORS:
+        what = ERRORS[reason][2]
     return f"{what}; what it said so far is saved."
 
 

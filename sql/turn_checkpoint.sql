@@ -1,16 +1,19 @@
 -- Store what running replies have so far, and ring bells.
--- takes:   server_id (that opened them), org_ids, reply_ids, contents (of each reply, in the same order),
+-- takes:   server_id (that opened them),
+--          org_ids, reply_ids, contents, inputs, outputs (of each reply, in the same order; the last two in tokens),
 --          channels, payloads (of each bell; a payload has at most 7999 bytes)
 -- returns: a row (saved: the ids of those that still ran, rung: how many bells)
 -- repeat:  yes
 with said as (
-    select org_id, id, content
-    from unnest(%(org_ids)s::text[]::uuid[], %(reply_ids)s::text[]::uuid[], %(contents)s::text[])
-        as said (org_id, id, content)
+    select org_id, id, content, input_tokens, output_tokens
+    from unnest(
+        %(org_ids)s::text[]::uuid[], %(reply_ids)s::text[]::uuid[], %(contents)s::text[],
+        %(inputs)s::integer[], %(outputs)s::integer[]
+    ) as said (org_id, id, content, input_tokens, output_tokens)
 ),
 -- In one order, as turn_interrupt: two statements that lock the same rows must not wait for each other.
 running as (
-    select messages.org_id, messages.id, said.content
+    select messages.org_id, messages.id, said.content, said.input_tokens, said.output_tokens
     from said
     join messages
         on messages.org_id = said.org_id and messages.id = said.id
@@ -24,7 +27,11 @@ running as (
 ),
 saved as (
     update messages
-    set content = running.content
+    set
+        content = running.content,
+        input_tokens = running.input_tokens,
+        output_tokens = running.output_tokens,
+        is_estimated = true
     from running
     where messages.org_id = running.org_id and messages.id = running.id
     returning messages.id::text

@@ -1,7 +1,8 @@
 -- Close the replies of servers that are no more, and tell which servers seem to be: nobody holds their lock, or its
 -- holder has said nothing for a while.
 -- takes:   given_up (numbers of the servers whose replies are to be closed if they still seem to be gone),
---          silence_s (seconds; a server takes its lock again each second)
+--          silence_s (seconds; a server takes its lock again each second),
+--          input_price, output_price (of a token, in millionths of a budget's unit)
 -- returns: rows, one for each server with running replies that seems to be gone (server_id, closed: how many were)
 -- repeat:  yes
 --
@@ -36,13 +37,42 @@ given_up as (
     order by messages.org_id, messages.id
     for update of messages
 ),
+-- What it cost is what its last checkpoint says.
 closed as (
     update messages
-    set status = 'interrupted', finished_at = clock_timestamp()
+    set
+        status = 'interrupted',
+        finished_at = clock_timestamp(),
+        charged = case when budgets is not null then
+            ceil(
+                coalesce(input_tokens, 0) * %(input_price)s::numeric
+                + coalesce(output_tokens, 0) * %(output_price)s::numeric
+            )
+        end
     from given_up
     where messages.org_id = given_up.org_id and messages.id = given_up.id
-    returning messages.server_id
+    returning
+        messages.server_id,
+        messages.org_id,
+        messages.user_id,
+        messages.created_at,
+        messages.budgets,
+        messages.reserved,
+        messages.charged
+),
+-- In one order, too.
+settled as materialized (
+    select
+        server_id,
+        case when budgets is not null then
+            budget_settle(org_id, user_id, budgets, created_at, reserved, charged)
+        end as is_settled
+    from (
+        select server_id, org_id, user_id, created_at, budgets, reserved, charged
+        from closed
+        order by org_id, user_id
+    ) as ordered
 )
-select missing.server_id, (select count(*) from closed where closed.server_id = missing.server_id) as closed
+select missing.server_id, (select count(*) from settled where settled.server_id = missing.server_id) as closed
 from missing
 group by missing.server_id

@@ -2,12 +2,19 @@
 -- takes:   org_id, user_id, create_caller (whether a user who is not known is made, and their org),
 --          chat_id (null: a new chat), new_chat_id, title (of a new chat), question_id, reply_id,
 --          content (of the question), server_id (whose lock this server holds), history_limit (messages),
---          key (of the turn, unique for the user; null: none), asked (SHA-256 of the question)
--- returns: a row (caller_known, chat_known, overtaken, chat_id, created_at, history, running_id, running_server_id);
+--          key (of the turn, unique for the user; null: none), asked (SHA-256 of the question),
+--          max_tokens (of a reply), min_tokens (fewer are not worth a reply), system_bytes (of a system prompt),
+--          input_price, output_price (of a token, in millionths of a budget's unit)
+-- returns: a row (caller_known, chat_known, overtaken, chat_id, created_at, history, running_id, running_server_id,
+--          granted, short, budgets);
 --          caller_known is false if the user is not in the org, chat_known if the caller has no such chat;
 --          running_id is the reply that the chat has running, and running_server_id its server, null if none;
 --          overtaken: another turn of the chat came first, and this statement could not see it: to be repeated;
 --          chat_id is null if nothing is stored: in these cases, or because the key is taken;
+--          granted is how many tokens the budgets leave for the reply, null where there are none;
+--          short: some budget leaves too few (used: for what its window has used; reserved: for what runs), null: none;
+--          budgets is a JSON array of {scope (org|user), period, units, left, resets_s (seconds until its window ends)},
+--          null where there are none;
 --          history is a JSON array of {role, content}, oldest first, of whole turns, without the question
 -- repeat:  no
 with caller as (
@@ -63,17 +70,47 @@ place as (
     join last_reply
         on last_reply.position = chat.message_count and last_reply.status is distinct from 'streaming'
 ),
+quoted as (
+    select
+        chat_id,
+        message_count,
+        case
+            when exists (
+                select from budgets
+                where org_id = %(org_id)s
+                    and owner_id = any(array['00000000-0000-0000-0000-000000000000', %(user_id)s]::uuid[])
+            )
+            then budget_quote(
+                %(org_id)s,
+                %(user_id)s,
+                chat_id,
+                -- Of the history.
+                message_count - %(history_limit)s::integer / 2 * 2,
+                %(system_bytes)s::integer + octet_length(%(content)s),
+                %(max_tokens)s,
+                %(min_tokens)s,
+                %(input_price)s,
+                %(output_price)s
+            )
+        end as quote
+    from place
+),
+affordable as (
+    select chat_id, message_count, quote
+    from quoted
+    where (quote).short is null
+),
 keyed as (
     insert into turn_keys (org_id, user_id, key, asked, reply_id)
     select %(org_id)s, %(user_id)s, %(key)s, %(asked)s, %(reply_id)s::uuid
-    from place
+    from affordable
     where %(key)s::text is not null
     on conflict do nothing
     returning reply_id
 ),
 admitted as (
-    select chat_id, message_count
-    from place
+    select chat_id, message_count, quote
+    from affordable
     where %(key)s::text is null or exists (select from keyed)
 ),
 started as (
@@ -95,9 +132,16 @@ question as (
     from admitted
 ),
 reply as (
-    insert into messages (org_id, id, chat_id, position, role, content, status, server_id)
+    insert into messages (
+        org_id, id, chat_id, position, role, content, status, server_id, user_id, created_at,
+        budgets, reserved
+    )
     select
-        %(org_id)s, %(reply_id)s::uuid, chat_id, message_count + 2, 'assistant', '', 'streaming', %(server_id)s::bigint
+        %(org_id)s, %(reply_id)s::uuid, chat_id, message_count + 2, 'assistant', '', 'streaming', %(server_id)s::bigint,
+        %(user_id)s::uuid,
+        coalesce((quote).at, now()),
+        (quote).budgets,
+        case when (quote).budgets is not null then budget_reserve(%(org_id)s, %(user_id)s, quote) end
     from admitted
     returning chat_id, created_at
 )
@@ -116,6 +160,10 @@ select
             and position > (select message_count from admitted) - %(history_limit)s::integer / 2 * 2
     ) as history,
     (select id from last_reply where status = 'streaming') as running_id,
-    (select server_id from last_reply where status = 'streaming') as running_server_id
+    (select server_id from last_reply where status = 'streaming') as running_server_id,
+    (quote).granted,
+    (quote).short,
+    (quote).state as budgets
 from (select) as one_row
 left join reply on true
+left join quoted on true

@@ -12,7 +12,7 @@ with reply as (
         and finished_at is null
     for update
 ),
--- And with the reply its key (on delete cascade).
+-- And with the reply its key (on delete cascade), and what was set aside for it (messages_give_back).
 turn as (
     delete from messages
     where org_id = %(org_id)s

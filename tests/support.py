@@ -17,7 +17,7 @@ import psycopg2
 import pytest
 from aiohttp.test_utils import TestServer
 
-from app.models import Conversation, Model
+from app.models import Conversation, Model, Piece
 from app.storage.store import DEMO_ORG_ID
 
 
@@ -92,10 +92,10 @@ class Rows:
         self._connection.close()
 
 
-def says(*pieces: str | BaseException) -> Model:
+def says(*pieces: Piece | BaseException) -> Model:
     """Return a model that says these pieces at once, and raises what is an exception."""
 
-    async def model(conversation: Conversation) -> AsyncIterator[str]:
+    async def model(conversation: Conversation) -> AsyncIterator[Piece]:
         for piece in pieces:
             if isinstance(piece, BaseException):
                 raise piece

@@ -29,7 +29,7 @@ async def test_chat_answers_with_the_stored_reply_and_no_delay(
         response = await client.post("/chat", json={"message": "Hi there"}, headers=tenant.headers)
     answer = await response.json()
     assert response.status == 200
-    assert list(answer) == ["chat_id", "message_id", "reply", "created_at"]
+    assert list(answer) == ["chat_id", "message_id", "reply", "created_at", "stop", "usage"]
     assert TIME.fullmatch(answer["created_at"])
     assert "Hi there" in answer["reply"]
     assert rows("select chat_id::text, content, status from messages where id = %s", answer["message_id"]) == [

@@ -22,7 +22,7 @@ from yoyo.backends.base import DatabaseBackend
 from app.errors import StartError
 from app.replies.lease import GIVE_UP_AFTER
 from app.server import BELLS, GUARD, create_app, serve
-from app.settings import Settings
+from app.settings import TOKEN, Settings
 from app.storage import db
 from app.storage import migrate as migrations
 from app.storage.db import DATABASE
@@ -340,14 +340,18 @@ async def test_closed_reply_is_never_closed_again(
     store: Store = server.app[STORE]  # type: ignore[index]
     ids = {"org_id": tenant.org_id, "reply_id": answer["message_id"]}
     server_id = server.app[BELLS].server_id  # type: ignore[index]
+    cost = {"input_tokens": 9, "output_tokens": 9, "is_estimated": False, **TOKEN._asdict()}
     before = rows("select * from messages where org_id = %s", tenant.org_id)
     for content, status in (("reply", "complete"), ("reply", "failed"), ("other", "complete"), (None, "stopped")):
-        assert await store.turn_close(**ids, server_id=server_id, content=content, status=status) is None
+        said = {"server_id": server_id, "content": content, "status": status, "reason": None}
+        assert await store.turn_close(**ids, **said, **cost) is None
     row = await store.turn_checkpoint(
         server_id=server_id,
         org_ids=[tenant.org_id],
         reply_ids=[answer["message_id"]],
         contents=["other"],
+        inputs=[1],
+        outputs=[1],
         channels=[],
         payloads=[],
     )

@@ -333,6 +333,8 @@ async def test_checkpoint_that_is_carried_out_late_takes_nothing_back(
             org_ids=[tenant.org_id],
             reply_ids=[reply_id],
             contents=[content],
+            inputs=[1],
+            outputs=[1],
             channels=[],
             payloads=[],
         )

@@ -110,7 +110,9 @@ async def read_done(client: TestClient, path: str, tenant: Tenant, **params: str
 async def test_done_leaves_the_whole_text_out_where_it_is_not_wanted(
     door: TestClient, tenant: Tenant, reply_id: str, value: str, has: bool
 ) -> None:
-    keys = {"token", "done", "chat_id", "message_id", "chars", "sha256"} | ({"fullText"} if has else set())
+    keys = {"token", "done", "chat_id", "message_id", "chars", "sha256", "stop", "usage"} | (
+        {"fullText"} if has else set()
+    )
     resumed = await read_done(door, f"/chat/stream/{reply_id}", tenant, fullText=value)
     again = await read_done(
         door, "/chat/stream", tenant, lastEventId=f"{reply_id}:3", fullText=value, **tenant.query

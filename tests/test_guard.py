@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from support import eventually, logged
 from app.replies.guard import Guard
 from app.replies.lease import GIVE_UP_AFTER, Lease
 from app.replies.tasks import Tasks, repeat
+from app.settings import TOKEN
 from app.storage.db import DatabaseAway
 
 
@@ -34,7 +36,7 @@ class FakeStore:
             raise DatabaseAway(sent=False)
         self.beats += 1
 
-    async def turn_interrupt(self, given_up: Sequence[int], silence_s: float) -> list[Missing]:
+    async def turn_interrupt(self, given_up: Sequence[int], silence_s: float, **price: Decimal) -> list[Missing]:
         if self.looks_fail:
             raise DatabaseAway(sent=False)
         self.given_up.append(given_up)
@@ -63,7 +65,7 @@ class Guarded:
         store: Any = self.store
         self.saves: Any = SimpleNamespace(cut_owed=lambda: self.cuts.append(1))
         self.cuts: list[int] = []
-        self.guard = Guard(turns, self.saves, store, self.lease, Tasks(), 1)
+        self.guard = Guard(turns, self.saves, store, self.lease, Tasks(), 1, TOKEN)
 
 
 @pytest.fixture

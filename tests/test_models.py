@@ -313,8 +313,8 @@ def test_failure_is_named(status: int | None, said: Any, kind: type[ModelError],
 
 
 def test_names_of_failures_are_stable() -> None:
-    named = [kind.error for kind in (ModelBusy, ConversationTooLong, Refused, ModelError)]
-    assert named == ["Model busy", "Conversation too long", "Refused", "Stream failed"]
+    named = [kind.reason for kind in (ModelBusy, ConversationTooLong, Refused, ModelError)]
+    assert named == ["busy", "too_long", "refused", None]
 
 
 def test_failure_is_one_short_line() -> None:

@@ -58,9 +58,9 @@ async def test_failure_saves_the_text_and_tells_the_client_nothing_of_the_provid
     assert events(sent)[-1]["error"] == "Stream failed"
     assert b"invalid" not in sent
     assert rows.messages(tenant.org_id)[1] == ("assistant", "One ", "failed")
-    [record] = logged(caplog, "Stream failed")
-    assert "ModelError: invalid…" in (record.exc_text or "")
-    assert KEY not in (record.exc_text or "")
+    [record] = logged(caplog, "Reply failed")
+    assert vars(record)["cause"].startswith("invalid…")
+    assert KEY not in vars(record)["cause"]
     assert "Ophelia" not in caplog.text
 
 

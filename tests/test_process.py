@@ -258,7 +258,7 @@ def test_log_lines_are_json_with_these_keys_and_no_text(
         ("info", "Request completed"),
     ]
     assert list(first[0])[5:] == ["messageId", "textLength"]
-    assert list(first[1])[5:] == ["messageId", "piecesStreamed", "totalLength"]
+    assert list(first[1])[5:] == ["messageId", "piecesStreamed", "totalLength", "usage"]
     assert list(first[2])[5:] == ["method", "path", "status", "durationMs", "outcome"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first[0]["timestamp"])
     assert "Marmalade" not in str(process.lines)

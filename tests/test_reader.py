@@ -99,7 +99,7 @@ def new_reply(said: str = "") -> Reply:
 
 def finish(reply: Reply, status: FinalStatus = "complete") -> None:
     reply.close(status)
-    reply.end(status)
+    reply.end(Ended(status))
 
 
 async def step() -> None:
@@ -110,10 +110,14 @@ async def step() -> None:
 class Reading:
     """A reader at work: of `reply` from `offset`, on a connection of its own."""
 
-    def __init__(self, reply: Reply, offset: int = 0, numbered: bool = False, **settings: Any) -> None:
+    def __init__(
+        self, reply: Reply, offset: int = 0, numbered: bool = False, reasoning: bool = False, **settings: Any
+    ) -> None:
         self.connection = Connection()
         self.take, self.protocol = self.connection.take, self.connection.protocol
-        self.reader = EventReader(self.connection.request, Settings(**settings), numbered=numbered)
+        self.reader = EventReader(
+            self.connection.request, Settings(**settings), numbered=numbered, reasoning=reasoning
+        )
         self.reader.attach(reply)
         self.task = asyncio.create_task(self.reader.read(reply, offset))
 
@@ -171,6 +175,32 @@ async def test_reader_who_is_behind_is_sent_the_rest_once_they_have_read() -> No
     finish(reply)
     await asyncio.gather(slow.task, quick.task)
     assert body(slow.take()) == body(quick.take())
+
+
+async def test_reader_who_is_behind_misses_what_is_thought_and_no_word() -> None:
+    reply = new_reply()
+    slow, quick = Reading(reply, reasoning=True), Reading(reply)
+    await step()
+    slow.protocol.pause_writing()
+    for thought in ("One", "Two", "Three"):
+        reply.think(thought)
+        await step()
+    reply.say("Hello")
+    # Nor does what is thought take any room.
+    assert events(b"".join(body(slow.take()))) == [{"reasoning": "One", "done": False}]
+    assert text(body(quick.take())) == "Hello"
+    slow.protocol.resume_writing()
+    await step()
+    assert text(body(slow.take())) == "Hello"
+    reply.think("Four")
+    assert events(b"".join(body(slow.take()))) == [{"reasoning": "Four", "done": False}]
+    assert quick.take() == b""
+    slow.protocol.connection_lost(None)
+    slow.connection.transport.closing = True
+    reply.think("Five")
+    assert slow.reader.over == "gone"
+    finish(reply)
+    await asyncio.gather(slow.task, quick.task)
 
 
 async def test_so_much_waits_for_a_reader_who_is_behind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,7 +393,7 @@ class TestWholeReader:
         reply.close("complete")
         await step()
         assert not reading.done()
-        reply.end("interrupted")
+        reply.end(Ended("interrupted"))
         assert await reading == Ended("interrupted")
 
     async def test_who_is_cut_waits_no_more(self) -> None:

@@ -27,7 +27,7 @@ from support import Gated, Rows, Tenant, events, eventually, says
 
 from app.replies.turns import TURNS
 from app.settings import Settings
-from app.statuses import AWAY
+from app.statuses import AWAY, ERRORS
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = {
@@ -187,18 +187,20 @@ def test_error_event_shown_is_the_one_sent() -> None:
 
 def test_last_events_are_those_of_the_code() -> None:
     events_code = (ROOT / "app/replies/events.py").read_text() + (ROOT / "app/statuses.py").read_text()
-    said = set(re.findall(r'(?:"error": |Cut\(|error = |else )"([A-Z][a-z ]+)"', events_code))
+    said = set(re.findall(r'(?:"error": |Cut\(|return |else )"([A-Z][a-z ]+)"', events_code))
+    said |= {error for _, error, _ in ERRORS.values()}
     listed = {error.strip("`") for error, *_ in table("web/README.md", "The last event")}
     document = json.loads((ROOT / "web/openapi.json").read_text())
     choices = document["components"]["schemas"]["Failed"]["properties"]["error"]["oneOf"]
     assert said == listed == {choice["const"] for choice in choices}
-    assert len(said) == 5
+    assert len(said) == 9
 
 
 def test_errors_are_those_of_the_code() -> None:
     said = set(re.findall(r'ApiError\(\s*(\d+),\s*"([^"]+)"', SOURCE))
-    # A client that is gone does not get it; that of DatabaseAway is in another form.
-    said = said - {("499", "Client closed request")} | {("503", "Database unavailable")}
+    # A client that is gone does not get it; these are in another form.
+    said = said - {("499", "Client closed request")} | {("503", "Database unavailable"), ("400", "Bad fullText")}
+    said |= {(str(status), error) for status, error, _ in ERRORS.values()}
     listed = {
         (re.findall(r"\d+", statuses)[i if "," in statuses else 0], error)
         for statuses, errors, _ in table("app/README.md", "Errors")

@@ -68,13 +68,19 @@ class FakeReader:
         self.keeps_up = True
         # Whether it sees a piece with which it falls behind: a client that waits for the whole does not.
         self.takes_last = True
-        self.wakes = 0
+        self.wakes = self.thoughts = 0
         self.cuts: list[str] = []
 
     def push(self, piece: str) -> bool:
         assert self.follows, "nothing is pushed to a reader who is behind"
         if self.keeps_up or self.takes_last:
             self.seen += piece
+        self.follows = self.keeps_up
+        return self.keeps_up
+
+    def think(self, text: str) -> bool:
+        assert self.follows, "nothing is pushed to a reader who is behind"
+        self.thoughts += 1
         self.follows = self.keeps_up
         return self.keeps_up
 
@@ -159,6 +165,12 @@ class ReplyMachine(RuleBasedStateMachine):
             self.text = stored
             assert self.reply.say(piece) is not self.is_held
 
+    @rule()
+    def think(self) -> None:
+        expected_thoughts = {reader: reader.thoughts + reader.follows for reader in self.readers}
+        self.reply.think("Hm")
+        assert {reader: reader.thoughts for reader in self.readers} == expected_thoughts
+
     @rule(target=attached)
     def attach(self) -> FakeReader:
         reader = FakeReader()
@@ -214,7 +226,7 @@ class ReplyMachine(RuleBasedStateMachine):
     @rule(status=STATUSES)
     def end(self, status: FinalStatus) -> None:
         """Stored by then, and not always as its home wished: others may have come first."""
-        self.reply.end(status)
+        self.reply.end(Ended(status))
         self.state, self.status = "ended", status
         for reader in self.readers:
             self.expected_wakes[reader] += 1
@@ -235,7 +247,7 @@ class ReplyMachine(RuleBasedStateMachine):
     @rule(status=STATUSES)
     def end_again(self, status: FinalStatus) -> None:
         with pytest.raises(AssertionError):
-            self.reply.end(status)
+            self.reply.end(Ended(status))
 
     # What is so at any time.
 

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.replies.reply import Reply
+from app.replies.reply import Ended, Reply
 from app.replies.saves import BATCH_CHARS, Saves, batches
-from app.statuses import FinalStatus
+from app.settings import TOKEN
+from app.statuses import FinalStatus, Usage
 from app.storage.db import StatementRefused
 from app.storage.store import Caller
 
@@ -32,8 +33,11 @@ class FakeTurn:
     def end(self, status: FinalStatus) -> None:
         self.told.append(status)
 
-    def ended(self, status: FinalStatus, text: str | None) -> None:
-        self.reply.end(status, text)
+    def usage(self) -> Usage:
+        return Usage(1, self.reply.length, estimated=True)
+
+    def ended(self, ended: Ended, text: str | None) -> None:
+        self.reply.end(ended, text)
 
 
 @given(st.lists(st.sampled_from([0, 1, BATCH_CHARS // 3, BATCH_CHARS, BATCH_CHARS + 1]), max_size=9))
@@ -61,7 +65,7 @@ class FakeStore:
 
 
 def new_saves(store: Any) -> Saves:
-    return Saves(store, 1)
+    return Saves(store, 1, TOKEN)
 
 
 async def test_bells_ring_once_all_that_they_tell_of_is_stored() -> None:
@@ -77,7 +81,7 @@ async def test_bells_ring_once_all_that_they_tell_of_is_stored() -> None:
 async def test_bells_ring_though_there_is_nothing_to_store() -> None:
     store = FakeStore()
     ended = FakeTurn(1)
-    ended.reply.end("complete")
+    ended.reply.end(Ended("complete"))
     await new_saves(store).store([ended], [("channel", "payload")])
     await new_saves(store).store([ended])
     assert [(each["reply_ids"], each["channels"]) for each in store.statements] == [([], ["channel"])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import FrozenInstanceError, fields
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,15 @@ def test_value_is_taken(key: str, value: str, parsed: Any) -> None:
             "MODEL_EXTRA is '{', expected a JSON object like {\"temperature\": 0.5}, without"
             " max_completion_tokens, max_tokens, messages, model, n, stream, system",
         ),
+        *(
+            (
+                "MODEL_PRICE",
+                price,
+                f"MODEL_PRICE is '{price}', expected what a million tokens of input and of output cost,"
+                " as in 3/15",
+            )
+            for price in ("3", "-3/15", "3/nan", "3/1e9", "3/15/15")
+        ),
         (
             "DATABASE_URL",
             "mysql://u:secret@h/d",
@@ -182,6 +192,11 @@ def test_names_of_the_providers_libraries_count_where_ours_are_unset(
 def test_bad_value_under_a_librarys_name_is_called_by_it() -> None:
     with pytest.raises(StartError, match="OPENAI_BASE_URL is "):
         Settings.from_environ({"MODEL": "openai:x", "OPENAI_BASE_URL": "o"})
+
+
+@pytest.mark.parametrize(("value", "prices"), [("3/15", (3, 15)), ("0/0.075", (0, Decimal("0.075")))])
+def test_price_is_of_input_and_of_output(value: str, prices: tuple[Decimal, Decimal]) -> None:
+    assert Settings.from_environ({"MODEL_PRICE": value}).model_price == prices
 
 
 def test_system_prompt_is_read_from_a_file(tmp_path: Path) -> None:

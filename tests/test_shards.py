@@ -14,12 +14,15 @@ import psycopg2
 import pytest
 from support import Rows, Tenant
 
+from app.settings import TOKEN
 from app.storage.db import Database
 from app.storage.migrate import migrate
 from app.storage.statements import load
 from app.storage.store import DEMO_ORG_ID, DEMO_USER_ID, Store
 
 PARTITIONS = 4
+
+PRICE = TOKEN._asdict()
 
 # Those that are for all orgs: what servers do for each other, and for time that passes.
 FOR_ALL_ORGS = {"ticket_sweep", "turn_interrupt", "turn_key_sweep"}
@@ -159,6 +162,10 @@ class Turns:
             history_limit=40,
             key=key,
             asked=b"Hi",
+            max_tokens=4096,
+            min_tokens=50,
+            system_bytes=0,
+            **PRICE,
         )
         assert opened.chat_id is not None
         return opened.chat_id, reply_id
@@ -172,13 +179,14 @@ async def use_all(store: Store, tenant: Tenant) -> None:
     ours = {**org, "reply_id": reply_id, "server_id": 1}
     said = {"org_ids": [tenant.org_id], "reply_ids": [reply_id]}
     bells: dict[str, Any] = {"channels": ["bell"], "payloads": ["{}"]}
-    saved = await store.turn_checkpoint(server_id=1, **said, contents=["One"], **bells)
+    saved = await store.turn_checkpoint(server_id=1, **said, contents=["One"], inputs=[1], outputs=[2], **bells)
     assert (saved.saved, saved.rung) == ([reply_id], 1)
     assert [row.more for row in await store.reply_look(**said, lengths=[1])] == ["ne"]
-    assert await store.turn_close(**ours, content="One two", status="complete")
+    cost: dict[str, Any] = {"input_tokens": 1, "output_tokens": 4, "is_estimated": False, **PRICE}
+    assert await store.turn_close(**ours, content="One two", status="complete", reason="length", **cost)
     found = await store.reply_find(**caller, reply_id=reply_id)
     assert found is not None
-    assert (found.content, found.status) == ("One two", "complete")
+    assert (found.content, found.status, found.reason) == ("One two", "complete", "length")
     earlier = await store.turn_by_key(**caller, key="key", asked=b"Hi")
     assert earlier is not None
     assert (earlier.reply_id, earlier.same) == (reply_id, True)
@@ -196,13 +204,15 @@ async def use_all(store: Store, tenant: Tenant) -> None:
     kept = await store.ticket_find(**ticket, lifetime_s=60.0)
     assert kept is not None
     assert (kept.user_id, kept.message) == (tenant.user_id, "Hi")
+    usage = await store.usage_read(**caller)
+    assert (usage.day_turns, usage.month_input, usage.month_output) == (1, 1, 4)
     await store.demo_seed(org_id=DEMO_ORG_ID, user_id=DEMO_USER_ID)
     assert (await store.database_ping()).ok
     assert (await store.server_lock(server_id=1)).locked
     assert (await store.server_call(**bells)).rung == 1
     assert (await store.ticket_sweep(age_s=0.0)).forgotten
     assert (await store.turn_key_sweep(age_s=0.0)).forgotten
-    await store.turn_interrupt(given_up=[], silence_s=5.0)
+    await store.turn_interrupt(given_up=[], silence_s=5.0, **PRICE)
 
 
 async def test_statement_goes_to_the_partition_of_its_org_alone(database: Explained, spread_rows: Rows) -> None:
@@ -236,7 +246,9 @@ async def test_statement_for_replies_of_several_orgs_reads_each_in_its_own_parti
         _, reply_id = await Turns(store, tenant).open()
         replies[users[-1]] = (tenant.org_id, reply_id)
     said = {"org_ids": [org for org, _ in replies.values()], "reply_ids": [reply for _, reply in replies.values()]}
-    saved = await store.turn_checkpoint(server_id=1, **said, contents=["One", "Two"], channels=[], payloads=[])
+    saved = await store.turn_checkpoint(
+        server_id=1, **said, contents=["One", "Two"], inputs=[1, 1], outputs=[2, 2], channels=[], payloads=[]
+    )
     assert sorted(saved.saved) == sorted(said["reply_ids"])
     rows = await store.reply_look(**said, lengths=[0, 1])
     assert {row.id: row.more for row in rows} == dict(zip(said["reply_ids"], ["One", "wo"], strict=True))
@@ -256,11 +268,11 @@ def test_every_unique_index_begins_with_the_org(rows: Rows) -> None:
 
 def test_every_foreign_key_stays_within_its_org(rows: Rows) -> None:
     keys = rows(
-        "select conname, own.attname, other.attname from pg_constraint"
+        "select conname, confrelid::regclass::text, own.attname, other.attname from pg_constraint"
         " join pg_attribute as own on own.attrelid = conrelid and own.attnum = conkey[1]"
         " join pg_attribute as other on other.attrelid = confrelid and other.attnum = confkey[1]"
         " where contype = 'f' and conrelid in (select oid " + OURS + ")"
     )
     assert len(keys) >= 6
-    for name, own, other in keys:
-        assert (own, other) == ("org_id", "id" if name == "users_org_id_fkey" else "org_id"), name
+    for name, table, own, other in keys:
+        assert (own, other) == ("org_id", "id" if table == "orgs" else "org_id"), name

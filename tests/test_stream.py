@@ -41,7 +41,8 @@ async def test_http_1_1_stream_is_these_exact_bytes(start_server: StartServer, r
         b'data: {"token":" ","done":false}\n\ndata: {"token":"world","done":false}\n\n',
         (
             f'data: {{"token":"","done":true,"fullText":"Hello world","chat_id":"{chat_id}",'
-            f'"message_id":"{message_id}","chars":11,"sha256":"{HELLO_SHA256}"}}\n\n'
+            f'"message_id":"{message_id}","chars":11,"sha256":"{HELLO_SHA256}",'
+            '"stop":"end","usage":{"input":1,"output":6,"estimated":true}}\n\n'
         ).encode(),
     ]
     assert rows.messages(tenant.org_id) == [
@@ -75,7 +76,8 @@ async def test_http_1_0_stream_has_no_chunks_and_ends_with_the_connection(
             'data: {"token":" ","done":false}\n\n'
             'data: {"token":"world","done":false}\n\n'
             f'data: {{"token":"","done":true,"fullText":"Hello world","chat_id":"{chat_id}",'
-            f'"message_id":"{message_id}","chars":11,"sha256":"{HELLO_SHA256}"}}\n\n'
+            f'"message_id":"{message_id}","chars":11,"sha256":"{HELLO_SHA256}",'
+            '"stop":"end","usage":{"input":1,"output":6,"estimated":true}}\n\n'
         ).encode()
     )
 
@@ -122,7 +124,8 @@ async def test_event_source_stream_numbers_each_event_by_code_points(
             f'id: {message_id}:7\ndata: {{"token":" ","done":false}}\n\n'
             f'id: {message_id}:8\ndata: {{"token":"x","done":false}}\n\n'
             f'id: {message_id}:8:end\ndata: {{"token":"","done":true,"fullText":"A\\u00f1b  \\ud83d\\ude00 x",'
-            f'"chat_id":"{chat_id}","message_id":"{message_id}","chars":8,"sha256":"{sha256}"}}\n\n'
+            f'"chat_id":"{chat_id}","message_id":"{message_id}","chars":8,"sha256":"{sha256}",'
+            '"stop":"end","usage":{"input":4,"output":6,"estimated":true}}\n\n'
         ).encode()
     )
 

@@ -19,6 +19,7 @@ from support import Clock, Gated, logged, says
 from app.models import Conversation, Message, Model, alternate
 from app.replies.driver import PIECES_BEFORE_YIELD
 from app.replies.lease import LEASE_S, Lease
+from app.replies.meter import Meter
 from app.replies.reply import Closing, Ended
 from app.replies.tasks import Tasks
 from app.replies.turn import Home, Turn
@@ -73,6 +74,9 @@ class Silent:
     def push(self, piece: str) -> bool:
         return False
 
+    def think(self, text: str) -> bool:
+        return False
+
     def wake(self) -> None: ...
     def cut(self, why: Cut) -> None: ...
 
@@ -90,7 +94,7 @@ class FakeSaves:
             await self.let.wait()
         if self.away:
             return
-        turn.ended(turn.reply.state.status, None)
+        turn.ended(Ended(turn.reply.state.status, turn.reply.state.reason, turn.usage()), None)
 
     async def try_store(self, turns: Sequence[Turn]) -> None:
         for turn in turns:
@@ -103,7 +107,8 @@ def new_turn(
     row: Any = SimpleNamespace(chat_id="chat", created_at=datetime.now(UTC))
     stores: Any = saves or FakeSaves()
     home = Home(lease, stores, Tasks(), limit_chars, over=lambda turn: None, stored=lambda turn: None)
-    return Turn(Caller("org", "user"), "id", row, home, window_s=window_s)
+    meter = Meter([Message("user", "Hi")], system_bytes=0, max_tokens=4096, granted=None)
+    return Turn(Caller("org", "user"), "id", row, home, meter, window_s=window_s)
 
 
 async def speak(turn: Turn, model: Model) -> FinalStatus:

@@ -18,23 +18,26 @@ from app.api.inputs import (
     Question,
     check_question,
     iso,
-    read_full_text,
     read_key,
     read_last_event_id,
     read_offset,
     read_question,
+    read_switch,
+    refuse_reasoning,
     refuse_spelling,
 )
 from app.api.limits import LIMITS
+from app.api.usage import RATE_LIMIT, rate_limit, too_short
 from app.errors import ApiError, stopping, undone, unknown_chat, unknown_reply
-from app.logs import OUTCOME
+from app.logs import OUTCOME, USAGE
 from app.replies.elsewhere import ELSEWHERE
+from app.replies.events import closing_words
 from app.replies.mirrors import MIRRORS
 from app.replies.reader import READERS, Client, EventReader, WholeReader
 from app.replies.reply import Ended, Reply
 from app.replies.turns import TURNS
 from app.settings import SETTINGS
-from app.statuses import STOPPING, TAKEN_BACK, Cut, bad_offset, failure
+from app.statuses import ERRORS, STOPPING, TAKEN_BACK, Cut, bad_offset, failure
 from app.storage.db import DatabaseAway
 from app.storage.store import STORE
 
@@ -43,10 +46,14 @@ log = logging.getLogger(__name__)
 # A question may find one reply running that nobody reads, and meet another one before its own is opened.
 ASK_TRIES = 3
 
+# Before a question is worth asking again that a busy model has not answered.
+BUSY_S = 5
+
 
 async def send(request: web.Request) -> web.Response:
     """`POST /chat`: the whole reply as JSON."""
     question = await read_question(request)
+    refuse_reasoning(question, "false, or a stream")
     key = read_key(request)
     # With a key its client may come back and ask again, so that its leaving is no reason to stop.
     window_s = 0.0 if key is None else None
@@ -63,21 +70,25 @@ async def send(request: web.Request) -> web.Response:
     if over.status == "interrupted" and request.app[TURNS].stopping:
         raise stopping()
     if over.status != "complete":
-        raise ApiError(502, "Reply failed", failure(over.status))
+        raise reply_failed(over)
+    if over.usage is not None:
+        request[USAGE] = over.usage._asdict()
     return web.json_response(
         {
             "chat_id": reply.chat_id,
             "message_id": reply.id,
             "reply": reply.text,
             "created_at": iso(reply.created_at),
+            **closing_words(over),
         }
     )
 
 
 async def stream(request: web.Request) -> web.StreamResponse:
     """`POST /chat/stream`: the reply as events."""
-    reader = event_reader(request, numbered=False)
-    return await stream_reply(request, reader, await read_question(request), read_key(request))
+    reader, question = event_reader(request, numbered=False), await read_question(request)
+    reader.reads_reasoning |= question.reasoning
+    return await stream_reply(request, reader, question, read_key(request))
 
 
 async def stream_to_event_source(request: web.Request) -> web.StreamResponse:
@@ -127,8 +138,17 @@ async def stop(request: web.Request) -> web.Response:
 
 
 def event_reader(request: web.Request, *, numbered: bool) -> EventReader:
-    """Return who reads for the client of a stream; `numbered`: each event has an id."""
-    return EventReader(request, request.app[SETTINGS], numbered=numbered, full_text=read_full_text(request))
+    """Return who reads for the client of a stream; `numbered`: each event has an id.
+
+    `fullText=0` in the query: the event `done` does not repeat the reply; `reasoning=1`: thoughts are sent, too.
+    """
+    return EventReader(
+        request,
+        request.app[SETTINGS],
+        numbered=numbered,
+        full_text=read_switch(request, "fullText", default=True),
+        reasoning=read_switch(request, "reasoning", default=False),
+    )
 
 
 async def stream_reply(
@@ -170,8 +190,9 @@ async def ask(
     """Open a turn, and let `client` read its reply; if the key is an earlier turn's, let them read that one's.
 
     Raises:
-        ApiError: 403, the user is not in the org; 404, no such chat; 409, the chat has a running reply, or the key
-            was used for another question; 429 or 503, there is no room for the turn; 503, the database is away.
+        ApiError: 402, the budget is spent; 403, the user is not in the org; 404, no such chat; 409, the chat has a
+            running reply, or the key was used for another question; 429 or 503, there is no room for the turn;
+            503, the database is away.
     """
     app, caller, running_id = request.app, request[CALLER], None
     asked = hashlib.sha256(json.dumps([question.message, str(question.chat_id)]).encode()).digest()
@@ -186,8 +207,11 @@ async def ask(
         return reply
     for _ in range(ASK_TRIES):
         opened = await app[TURNS].open(caller, question.message, str(uuid4()), client, window_s, **row)
-        if isinstance(opened, Reply):
-            return opened
+        # Not where the key is an earlier turn's: what this one would have left is not what is left.
+        if opened.budgets and (opened.chat_id is not None or opened.short is not None):
+            request[RATE_LIMIT] = rate_limit(opened.budgets)
+        if client.reply is not None:
+            return client.reply
         if not opened.caller_known:
             refuse_caller()
         if (reply := await attach_earlier(request, client, key, asked)) is not None:
@@ -195,6 +219,8 @@ async def ask(
             return reply
         if not opened.chat_known:
             raise unknown_chat()
+        if opened.short is not None:
+            raise too_short(opened.short)
         running_id, home_id = opened.running_id, opened.running_server_id
         if running_id is None or home_id is None:
             # The key's turn has just been taken back, unless others of the chat come first again and again.
@@ -221,6 +247,14 @@ async def attach_earlier(request: web.Request, client: Client, key: str | None, 
     if reply is None or not await request.app[MIRRORS].is_known(reply):
         raise undone()
     return reply
+
+
+def reply_failed(ended: Ended) -> ApiError:
+    message = failure(ended.status, ended.reason)
+    if ended.reason not in ERRORS:
+        return ApiError(502, "Reply failed", message)
+    status, error, _ = ERRORS[ended.reason]
+    return ApiError(status, error, message, headers={"Retry-After": str(BUSY_S)} if status == 503 else {})
 
 
 def reply_runs(running_id: str | None) -> ApiError:

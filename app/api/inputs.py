@@ -28,6 +28,8 @@ LAST_EVENT_ID = re.compile(r"([0-9a-f-]{36}):([0-9]{1,9})(:end)?", re.ASCII)
 class Question(NamedTuple):
     message: str
     chat_id: str | None
+    # Whether what the model thinks aloud is to be sent, too.
+    reasoning: bool = False
 
 
 class LastEventId(NamedTuple):
@@ -45,7 +47,10 @@ async def read_question(request: web.Request) -> Question:
     """
     body = await read_json_object(request)
     refuse_spelling(body, "chatId", "chat_id")
-    return check_question(request, body.get("message"), body.get("chat_id"))
+    reasoning = body.get("reasoning")
+    if not isinstance(reasoning, bool | None):
+        raise ApiError(400, "Bad reasoning", f"reasoning is {json_type(reasoning)}, expected true or false.")
+    return check_question(request, body.get("message"), body.get("chat_id"))._replace(reasoning=bool(reasoning))
 
 
 async def read_json_object(request: web.Request) -> dict[str, object]:
@@ -126,12 +131,22 @@ def read_offset(request: web.Request) -> int:
     return int(offset)
 
 
-def read_full_text(request: web.Request) -> bool:
-    """Return `fullText` of the query: whether the event `done` repeats the whole reply."""
-    given = set(request.query.getall("fullText", ["1"]))
+def refuse_reasoning(question: Question, where: str) -> None:
+    """Refuse a wish that would not be heard: what a model thinks aloud travels as events, and is not kept."""
+    if question.reasoning:
+        raise ApiError(400, "Bad reasoning", f"reasoning is true, expected {where}.")
+
+
+def read_switch(request: web.Request, name: str, *, default: bool) -> bool:
+    """Return a switch of the query.
+
+    Raises:
+        ApiError: 400, it is neither 0 nor 1.
+    """
+    given = set(request.query.getall(name, [str(int(default))]))
     if given not in ({"0"}, {"1"}):
         shown = ", ".join(repr(value[:20]) for value in sorted(given))
-        raise ApiError(400, "Bad fullText", f"fullText is {shown}, expected 0 or 1.")
+        raise ApiError(400, f"Bad {name}", f"{name} is {shown}, expected 0 or 1.")
     return given == {"1"}
 
 

@@ -12,8 +12,9 @@ from aiohttp import web
 from aiohttp.http import HttpVersion11
 
 from app.api.identity import Handler, allows_origin
+from app.api.usage import RATE_LIMIT
 from app.errors import ApiError, stopping
-from app.logs import OUTCOME, request_id
+from app.logs import OUTCOME, USAGE, request_id
 from app.replies.turns import TURNS
 from app.settings import SETTINGS
 
@@ -58,6 +59,8 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     }
     if OUTCOME in request:
         extra["outcome"] = request[OUTCOME]
+    if USAGE in request:
+        extra["usage"] = request[USAGE]
     log.info("Request completed", extra=extra)
     return response
 
@@ -117,8 +120,11 @@ async def sign(request: web.Request, response: web.StreamResponse) -> None:
     # Shared caches go by the URL: they would give one caller's chats to the next. The page's files and the streams
     # have said by now what holds for them.
     response.headers.setdefault("Cache-Control", "no-store")
+    response.headers.update(request.get(RATE_LIMIT, {}))
     response.headers.add("Vary", "Origin")
     origin = request.headers.get("Origin")
     if origin is not None and allows_origin(request.app[SETTINGS], origin):
         response.headers["Access-Control-Allow-Origin"] = origin
-        response.headers["Access-Control-Expose-Headers"] = "x-request-id, x-chat-id, x-message-id, retry-after"
+        response.headers["Access-Control-Expose-Headers"] = (
+            "x-request-id, x-chat-id, x-message-id, retry-after, ratelimit, ratelimit-policy"
+        )

@@ -15,7 +15,7 @@ from uuid import UUID
 from aiohttp import web
 
 from app.api.identity import CALLER, refuse_caller
-from app.api.inputs import Question, read_question
+from app.api.inputs import Question, read_question, refuse_reasoning
 from app.api.limits import LIMITS
 from app.errors import ApiError
 from app.settings import SETTINGS
@@ -38,6 +38,7 @@ class Ticket(NamedTuple):
 async def issue(request: web.Request) -> web.Response:
     """`POST /chat/stream/ticket`: keep a question, to be asked with `GET /chat/stream?ticket=…`."""
     question = await read_question(request)
+    refuse_reasoning(question, "false, and reasoning=1 in the URL of the stream")
     caller = request[CALLER]
     request.app[LIMITS].admit_ticket(caller)
     ticket = caller.org_id.replace("-", "") + secrets.token_urlsafe(24)

@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from app.statuses import Reason
+
 log = logging.getLogger(__name__)
 
 # For a model to stop its work.
@@ -70,10 +72,10 @@ Piece = str | Reasoning | Usage | Stop
 class ModelError(Exception):
     """A reply did not come to its end.
 
-    Its text is for the log: what the provider said, without what was said to it. `error` is a name for clients.
+    Its text is for the log: what the provider said, without what was said to it. `reason` is for clients.
     """
 
-    error = "Stream failed"
+    reason: Reason | None = None
 
     def __init__(self, text: str, *, passing: bool = False, retry_after_s: float | None = None) -> None:
         super().__init__(text)
@@ -83,17 +85,17 @@ class ModelError(Exception):
 
 
 class ModelBusy(ModelError):
-    error = "Model busy"
+    reason = "busy"
 
 
 class ConversationTooLong(ModelError):
-    error = "Conversation too long"
+    reason = "too_long"
 
 
 class Refused(ModelError):
     """Before it said anything."""
 
-    error = "Refused"
+    reason = "refused"
 
 
 class Reply(Protocol):

@@ -16,6 +16,9 @@ from app.models import ModelError
 # An event that is longer is none. The longest ones that servers really send hold a megabyte.
 EVENT_LIMIT_BYTES = 2 * 1024 * 1024
 
+# No model takes so many tokens; a number beyond is a provider's mistake, and would fit in no row.
+MAX_TOKENS = 100_000_000
+
 LINE_END = re.compile(rb"\r\n|\n|\r")
 
 Event = dict[str, Any]
@@ -112,4 +115,4 @@ def parse(data: str) -> Event | None:
 
 def count(tokens: Any) -> int | None:
     """Return a number of tokens, None for what is none."""
-    return tokens if type(tokens) is int and tokens >= 0 else None
+    return tokens if type(tokens) is int and 0 <= tokens <= MAX_TOKENS else None

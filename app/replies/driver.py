@@ -7,6 +7,7 @@ import asyncio
 from app.models import PushReply, Reasoning, Stop, Usage
 from app.models import Reply as ModelReply
 from app.replies.lease import Lease
+from app.replies.meter import Meter
 from app.replies.reply import RUNNING, Reply
 
 # A model that never waits would keep the event loop to itself.
@@ -14,9 +15,10 @@ PIECES_BEFORE_YIELD = 32
 
 
 class Driver:
-    def __init__(self, reply: Reply, lease: Lease) -> None:
+    def __init__(self, reply: Reply, lease: Lease, meter: Meter) -> None:
         self._reply = reply
         self._lease = lease
+        self._meter = meter
         # Others may have closed the reply: said once they are known not to have.
         self._unsaid: list[str] = []
 
@@ -25,30 +27,40 @@ class Driver:
 
         Raises:
             TooLong: it said more than a reply may hold.
+            BudgetSpent: it said more than the budgets allow.
             Exception: what the model raises.
         """
         if isinstance(pieces, PushReply):
             while await pieces.push(self._say):
                 if not await self._wanted():
                     return
+            self._meter.end()
             return
         # Not those that the reply has: of empty pieces there may be any number.
         taken = 0
         async for piece in pieces:
-            if isinstance(piece, (Reasoning, Usage, Stop)):
-                continue
-            if not self._say(piece) and not await self._wanted():
+            is_wanted = self._note(piece) if isinstance(piece, Reasoning | Usage | Stop) else self._say(piece)
+            if not is_wanted and not await self._wanted():
                 return
             taken += 1
             if taken % PIECES_BEFORE_YIELD == 0:
                 await asyncio.sleep(0)
+        self._meter.end()
 
     def _say(self, piece: str) -> bool:
         """Say it, or keep it while others may have closed the reply; return whether the next one is wanted."""
+        if self._meter.is_clamped:
+            self._meter.allow(piece)
         if self._lease.is_valid():
             return self._reply.say(piece)
         self._unsaid.append(piece)
         return False
+
+    def _note(self, piece: Reasoning | Usage | Stop) -> bool:
+        self._meter.note(piece)
+        if isinstance(piece, Reasoning) and self._lease.is_valid():
+            self._reply.think(piece.text)
+        return not self._reply.is_held
 
     async def _wanted(self) -> bool:
         """Wait until the next piece is wanted; return False if it never will be."""

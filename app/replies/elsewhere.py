@@ -14,6 +14,7 @@ from app.replies.mirrors import Mirrors
 from app.replies.reader import Client
 from app.replies.remotes import Remotes
 from app.replies.reply import Reply
+from app.replies.saves import ending
 from app.replies.turns import Turns
 from app.statuses import FinalStatus
 from app.storage.db import DatabaseAway
@@ -76,7 +77,7 @@ class Elsewhere:
             if row.status != "streaming":
                 reply = Reply(reply_id, row.chat_id, row.created_at)
                 reply.say(row.content)
-                reply.end(row.status)
+                reply.end(ending(row))
                 client.attach(reply)
                 return reply
             if self._turns.stopping:

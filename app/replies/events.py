@@ -6,9 +6,9 @@ import hashlib
 import re
 from functools import lru_cache
 
-from app.replies.reply import Reply
+from app.replies.reply import Ended, Reply
 from app.replies.sse import encode_chunk, encode_event, encode_json
-from app.statuses import Cut, FinalStatus, bad_offset, failure
+from app.statuses import ERRORS, Cut, bad_offset, failure
 
 # White space before a word travels as an event of its own.
 PART = re.compile(r"\s+|\S+")
@@ -55,13 +55,17 @@ def first_event(reply: Reply, offset: int) -> bytes:
     return encode_event({"token": "", "done": False}, f"{reply.id}:{offset}")
 
 
-def last_event(reply: Reply, status: FinalStatus, *, numbered: bool, full_text: bool) -> bytes:
+def encode_reasoning(text: str) -> bytes:
+    """Return the event of what the model thinks aloud. It has no id: it is no part of the reply."""
+    return encode_event({"reasoning": text, "done": False})
+
+
+def last_event(reply: Reply, ended: Ended, *, numbered: bool, full_text: bool) -> bytes:
     """Return the event that ends a stream. Who comes back with its id is told that there is no more."""
     text = reply.text
     event_id = f"{reply.id}:{len(text)}:end" if numbered else None
-    if status != "complete":
-        error = "Stopped" if status == "stopped" else "Stream failed"
-        return encode_event({"error": error, "message": failure(status)}, event_id)
+    if ended.status != "complete":
+        return encode_event({"error": error_name(ended), "message": failure(ended.status, ended.reason)}, event_id)
     done = {
         "token": "",
         "done": True,
@@ -70,8 +74,22 @@ def last_event(reply: Reply, status: FinalStatus, *, numbered: bool, full_text: 
         "message_id": reply.id,
         "chars": len(text),
         "sha256": hashlib.sha256(text.encode()).hexdigest(),
+        **closing_words(ended),
     }
     return encode_event(done, event_id)
+
+
+def error_name(ended: Ended) -> str:
+    if ended.reason in ERRORS:
+        return ERRORS[ended.reason][1]
+    return "Stopped" if ended.status == "stopped" else "Stream failed"
+
+
+def closing_words(ended: Ended) -> dict[str, object]:
+    """Return what a whole reply ends with: how its provider ended it, and what it cost."""
+    # Nothing is known of the cost of replies that are older than the columns for it.
+    usage = {} if ended.usage is None else {"usage": ended.usage._asdict()}
+    return {"stop": ended.reason or "end", **usage}
 
 
 def cut_event(cut: Cut) -> bytes:

@@ -9,6 +9,7 @@ from app.replies.lease import GIVE_UP_AFTER, Lease, now_s
 from app.replies.saves import Saves
 from app.replies.tasks import Tasks
 from app.replies.turns import Turns
+from app.settings import Price
 from app.storage.db import DatabaseAway
 from app.storage.store import Store
 
@@ -20,12 +21,13 @@ log = logging.getLogger(__name__)
 
 class Guard:
     def __init__(
-        self, turns: Turns, saves: Saves, store: Store, lease: Lease, tasks: Tasks, server_id: int
+        self, turns: Turns, saves: Saves, store: Store, lease: Lease, tasks: Tasks, server_id: int, price: Price
     ) -> None:
         self._turns = turns
         self._saves = saves
         self._tasks = tasks
         self._server_id = server_id
+        self._price = price
         self._store = store
         self._lease = lease
         # Servers whose lock nobody holds, and how often in a row that was so.
@@ -52,7 +54,9 @@ class Guard:
         """
         given_up = [server_id for server_id, times in self._missing.items() if times >= GIVE_UP_AFTER]
         try:
-            rows = await self._store.turn_interrupt(given_up=given_up, silence_s=SILENCE_S)
+            rows = await self._store.turn_interrupt(
+                given_up=given_up, silence_s=SILENCE_S, **self._price._asdict()
+            )
         except DatabaseAway:
             self._saves.cut_owed()
             raise

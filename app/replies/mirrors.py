@@ -17,6 +17,7 @@ from app.replies.bells import Bells, Call
 from app.replies.lease import now_s
 from app.replies.reader import Client
 from app.replies.reply import RUNNING, Reply
+from app.replies.saves import ending
 from app.statuses import AWAY, TAKEN_BACK, Cut
 from app.storage.db import DatabaseAway
 from app.storage.store import FoundReply, Store
@@ -156,7 +157,7 @@ class Mirrors:
             mirror.reply.say(row.more)
             if row.status != "streaming":
                 del self._mirrors[mirror.reply.id]
-                mirror.reply.end(row.status)
+                mirror.reply.end(ending(row))
             if rung[mirror.reply.id] or row.status != "streaming":
                 mirror.answered.set()
             # Those, too, who have more than the reply had.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, TypeVar
+from typing import AnyStr, Literal, TypeVar
 
 from aiohttp import web
 
@@ -15,6 +15,7 @@ from app.errors import ApiError
 from app.replies.events import (
     cut_event,
     encode_numbered_tokens,
+    encode_reasoning,
     first_event,
     last_event,
     lost_event,
@@ -40,6 +41,7 @@ class Client:
     """Reads one reply for the client of a request, and leaves with its connection."""
 
     reads_along = True
+    reads_reasoning = False
 
     def __init__(self, request: web.Request) -> None:
         self.over: Over = None
@@ -53,6 +55,9 @@ class Client:
         reply.attach(self)
 
     def push(self, piece: str) -> bool:
+        return False
+
+    def think(self, text: str) -> bool:
         return False
 
     def wake(self) -> None:
@@ -98,7 +103,13 @@ class EventReader(Client):
     """
 
     def __init__(
-        self, request: web.Request, settings: Settings, *, numbered: bool, full_text: bool = True
+        self,
+        request: web.Request,
+        settings: Settings,
+        *,
+        numbered: bool,
+        full_text: bool = True,
+        reasoning: bool = False,
     ) -> None:
         super().__init__(request)
         self.stream = EventStream(
@@ -108,12 +119,20 @@ class EventReader(Client):
         self._numbered = numbered
         # Whether the event `done` repeats the whole reply.
         self._full_text = full_text
+        self.reads_reasoning = reasoning
         # The code points that the client has been sent.
         self._offset = 0
 
     def push(self, piece: str) -> bool:
+        return self._try(self._send, piece)
+
+    def think(self, text: str) -> bool:
+        # One who is behind misses it: it is kept nowhere.
+        return not self.reads_reasoning or self._try(self.stream.send, encode_chunk(encode_reasoning(text)))
+
+    def _try(self, send: Callable[[AnyStr], bool], said: AnyStr) -> bool:
         try:
-            if self._send(piece):
+            if send(said):
                 return True
         except ClientGone:
             self.leave()
@@ -163,7 +182,7 @@ class EventReader(Client):
     def _last_event(self, reply: Reply, ended: Ended) -> bytes:
         if self._offset > reply.length:
             return lost_event(self._offset, reply.length)
-        return last_event(reply, ended.status, numbered=self._numbered, full_text=self._full_text)
+        return last_event(reply, ended, numbered=self._numbered, full_text=self._full_text)
 
 
 AnyClient = TypeVar("AnyClient", bound=Client)

@@ -39,6 +39,10 @@ class RemoteReader:
         self._remotes.tell(self)
         return True
 
+    def think(self, text: str) -> bool:
+        # No row has it.
+        return True
+
     def wake(self) -> None:
         self._remotes.tell(self)
 

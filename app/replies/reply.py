@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from app.statuses import Cut, FinalStatus
+from app.statuses import Cut, FinalStatus, Reason, Usage
 
 SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 HIGH_SURROGATE = re.compile("[\ud800-\udbff]\\Z")
@@ -26,17 +26,18 @@ class Running:
 
 
 @dataclass(frozen=True, slots=True)
-class Closing:
+class Ending:
+    status: FinalStatus
+    reason: Reason | None = None
+    usage: Usage | None = None
+
+
+class Closing(Ending):
     """No more is said; it is being stored that it ended so."""
 
-    status: FinalStatus
 
-
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(Ending):
     """It is stored that it ended so, and so it stays."""
-
-    status: FinalStatus
 
 
 RUNNING = Running()
@@ -47,6 +48,9 @@ class Reader(Protocol):
 
     def push(self, piece: str) -> bool:
         """Take what is being said; return whether it takes the next piece too."""
+
+    def think(self, text: str) -> bool:
+        """Take what the model thinks aloud; return whether it takes what comes next."""
 
     def wake(self) -> None:
         """Something has happened to the reply: look at it."""
@@ -136,6 +140,10 @@ class Reply:
         self._half = piece[-1:] if HIGH_SURROGATE.search(piece) else ""
         return storable(piece[:-1] if self._half else piece)
 
+    def think(self, text: str) -> None:
+        """Show what its model thinks aloud to those who read along; it is no part of the reply."""
+        self._live = [reader for reader in self._live if reader.think(text)]
+
     def attach(self, reader: Reader) -> None:
         self.readers.append(reader)
         if len(self.readers) == 1 and self.state is RUNNING:
@@ -161,22 +169,22 @@ class Reply:
             await self._awaited
         return self.state is RUNNING
 
-    def close(self, status: FinalStatus) -> None:
+    def close(self, status: FinalStatus, reason: Reason | None = None) -> None:
         """Let no more be said: it is to be stored that it ended so."""
         assert self.state is RUNNING
         if self._half:
             self._half = ""
             with suppress(TooLong):
                 self._add("\ufffd")
-        self.state = Closing(status)
+        self.state = Closing(status, reason)
         self._wake_model()
 
-    def end(self, status: FinalStatus, text: str | None = None) -> None:
+    def end(self, ended: Ended, text: str | None = None) -> None:
         """It is stored that it ended so; with `text`, if others have stored another one."""
         assert not isinstance(self.state, Ended)
         if text is not None:
             self.pieces, self.length = [text], len(text)
-        self.state = Ended(status)
+        self.state = ended
         # No event is to come. Who gave the callbacks mostly holds the reply, too: freed without the collector.
         self._on_read = self._on_unread = lambda: None
         for reader in self.readers:

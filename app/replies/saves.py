@@ -9,9 +9,10 @@ from contextlib import suppress
 from typing import Protocol
 
 from app.replies.reply import Closing, Ended, Reply
-from app.statuses import AWAY, TAKEN_BACK, FinalStatus
+from app.settings import Price
+from app.statuses import AWAY, TAKEN_BACK, FinalStatus, Usage
 from app.storage.db import DatabaseAway, StatementRefused
-from app.storage.store import Caller, Store
+from app.storage.store import Caller, FoundReply, Store
 
 log = logging.getLogger(__name__)
 
@@ -25,16 +26,21 @@ class Turn(Protocol):
     caller: Caller
     reply: Reply
     stored_chars: int
+    stored_notes: int
     stored_at_s: float
 
+    @property
+    def notes(self) -> int: ...
+    def usage(self) -> Usage: ...
     def end(self, status: FinalStatus) -> None: ...
-    def ended(self, status: FinalStatus, text: str | None) -> None: ...
+    def ended(self, ended: Ended, text: str | None) -> None: ...
 
 
 class Saves:
-    def __init__(self, store: Store, server_id: int) -> None:
+    def __init__(self, store: Store, server_id: int, price: Price) -> None:
         self._store = store
         self._server_id = server_id
+        self._price = price
         # Those whose end could not be stored yet.
         self._owed: list[Turn] = []
         # One checkpoint at a time, so that no text is overtaken by an earlier one.
@@ -58,12 +64,15 @@ class Saves:
 
     async def _store_texts(self, batch: Sequence[Turn], bells: Sequence[tuple[str, str]] = ()) -> None:
         texts, at_s = {turn.reply.id: turn.reply.text for turn in batch}, asyncio.get_running_loop().time()
+        usages, notes = [turn.usage() for turn in batch], [turn.notes for turn in batch]
         try:
             row = await self._store.turn_checkpoint(
                 server_id=self._server_id,
                 org_ids=[turn.caller.org_id for turn in batch],
                 reply_ids=list(texts),
                 contents=list(texts.values()),
+                inputs=[usage.input for usage in usages],
+                outputs=[usage.output for usage in usages],
                 channels=[channel for channel, _ in bells],
                 payloads=[payload for _, payload in bells],
             )
@@ -78,9 +87,9 @@ class Saves:
                 await self._store_texts([], bells)
             return
         saved = set(row.saved)
-        for turn in batch:
+        for turn, noted in zip(batch, notes, strict=True):
             if turn.reply.id in saved:
-                turn.stored_chars, turn.stored_at_s = len(texts[turn.reply.id]), at_s
+                turn.stored_chars, turn.stored_notes, turn.stored_at_s = len(texts[turn.reply.id]), noted, at_s
             else:
                 turn.end("interrupted")
 
@@ -108,7 +117,7 @@ class Saves:
     async def close(self, turn: Turn) -> None:
         """Store how a reply has ended, and tell its readers; if that cannot be, owe it."""
         try:
-            status, text = await self._store_end(turn)
+            ended, text = await self._store_end(turn)
         except Exception as exc:
             if not isinstance(exc, DatabaseAway):
                 log.exception("Reply not saved", extra={"messageId": turn.reply.id})
@@ -116,31 +125,40 @@ class Saves:
             self._owed.append(turn)
             turn.reply.cut(AWAY)
         else:
-            turn.ended(status, text)
+            turn.ended(ended, text)
 
-    async def _store_end(self, turn: Turn) -> tuple[FinalStatus, str | None]:
+    async def _store_end(self, turn: Turn) -> tuple[Ended, str | None]:
         """Store how a reply ended, unless others have closed it; return how it ended for good.
 
         And with what text, if that is another than it has here.
         """
-        reply = turn.reply
+        reply, usage = turn.reply, turn.usage()
         assert isinstance(reply.state, Closing)
-        row = {"org_id": turn.caller.org_id, "reply_id": reply.id, "server_id": self._server_id}
+        ended = Ended(reply.state.status, reply.state.reason, usage)
+        row = {
+            "org_id": turn.caller.org_id,
+            "reply_id": reply.id,
+            "server_id": self._server_id,
+            "input_tokens": usage.input,
+            "output_tokens": usage.output,
+            "is_estimated": usage.estimated,
+            **self._price._asdict(),
+        }
         try:
-            if await self._store.turn_close(**row, content=reply.text, status=reply.state.status):
-                return reply.state.status, None
+            if await self._store.turn_close(**row, content=reply.text, status=ended.status, reason=ended.reason):
+                return ended, None
         except (StatementRefused, ValueError):
             # The next try would fail as this one did.
             log.exception("Reply not saved", extra={"messageId": reply.id})
-            await self._store.turn_close(**row, content=None, status="failed")
+            await self._store.turn_close(**row, content=None, status="failed", reason=None)
         found = await self._store.reply_find(**turn.caller._asdict(), reply_id=reply.id)
         if found is None:
             # Deleted by hand: its readers are told so, and nobody can be told otherwise.
             reply.cut(TAKEN_BACK)
-            return "failed", None
+            return Ended("failed"), None
         if found.status == "streaming":
             raise DatabaseAway(sent=True)
-        return found.status, found.content if found.content != reply.text else None
+        return ending(found), found.content if found.content != reply.text else None
 
     def cut_owed(self) -> None:
         """Keep nobody waiting for an end that cannot be stored yet."""
@@ -151,6 +169,15 @@ class Saves:
         """Store what is owed, as far as the database allows."""
         owed, self._owed = self._owed, []
         await asyncio.gather(*map(self.close, owed))
+
+
+def ending(row: FoundReply) -> Ended:
+    """Return how a reply ended that runs no more, as its row says."""
+    assert row.status != "streaming"
+    usage = None
+    if row.input_tokens is not None and row.output_tokens is not None:
+        usage = Usage(row.input_tokens, row.output_tokens, bool(row.is_estimated))
+    return Ended(row.status, row.reason, usage)
 
 
 def batches(turns: Iterable[Turn]) -> Iterator[list[Turn]]:

@@ -7,13 +7,14 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from app.models import CLOSE_TIMEOUT_S, Conversation, Model, close
+from app.models import CLOSE_TIMEOUT_S, Conversation, Model, ModelError, close
 from app.replies.driver import Driver
 from app.replies.lease import Lease
+from app.replies.meter import BudgetSpent, Meter
 from app.replies.reply import RUNNING, Ended, Reply, TooLong
 from app.replies.saves import Saves
 from app.replies.tasks import Tasks
-from app.statuses import FinalStatus
+from app.statuses import FinalStatus, Reason, Usage
 from app.storage.store import Caller, OpenedTurn
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class Turn:
     """A question, and the reply to it."""
 
     def __init__(
-        self, caller: Caller, reply_id: str, row: OpenedTurn, home: Home, *, window_s: float | None
+        self, caller: Caller, reply_id: str, row: OpenedTurn, home: Home, meter: Meter, *, window_s: float | None
     ) -> None:
         assert row.chat_id is not None
         self.caller = caller
@@ -55,9 +56,11 @@ class Turn:
         self.total_pieces: int | None = None
         # The code points that its row has, and since when (by the event loop's clock).
         self.stored_chars = 0
+        self.stored_notes = 0
         self.stored_at_s = asyncio.get_running_loop().time()
         self._home = home
-        self._driver = Driver(self.reply, home.lease)
+        self._meter = meter
+        self._driver = Driver(self.reply, home.lease, meter)
         self._is_stream = False
         # In it the model speaks, and closes the reply once all is said.
         self._task: asyncio.Task[None] | None = None
@@ -68,8 +71,8 @@ class Turn:
 
     @property
     def has_grown(self) -> bool:
-        """Whether it has more than its row has."""
-        return self.reply.length > self.stored_chars
+        """Whether it has more than its row has, or has cost more."""
+        return self.reply.length > self.stored_chars or self.notes > self.stored_notes
 
     def start(self, model: Model, conversation: Conversation) -> None:
         self._is_stream = conversation.stream
@@ -78,6 +81,7 @@ class Turn:
     async def _speak(self, model: Model, conversation: Conversation) -> None:
         """Let the model speak until all is said, or no more is wanted."""
         status: FinalStatus = "complete"
+        reason: Reason | None = None
         try:
             pieces = model(conversation)
             self.total_pieces = getattr(pieces, "total_pieces", None)
@@ -89,9 +93,14 @@ class Turn:
                 await self._driver.take(pieces)
             finally:
                 await close(pieces)
-        except TooLong as exc:
-            log.warning("Reply too long", extra={"messageId": self.reply.id, "cause": str(exc)})
-            status = "failed"
+            reason = self._meter.reason
+            if reason == "budget":
+                status = "failed"
+        except BudgetSpent:
+            status, reason = "failed", "budget"
+        except (TooLong, ModelError) as exc:
+            log.warning("Reply failed", extra={"messageId": self.reply.id, "cause": str(exc)})
+            status, reason = "failed", getattr(exc, "reason", None)
         except (Exception, asyncio.CancelledError):
             # Of a reply that runs, a CancelledError is not ours: what the model waited for was cancelled.
             if self.reply.state is RUNNING:
@@ -99,7 +108,7 @@ class Turn:
                 log.exception("Stream failed" if conversation.stream else "Reply failed", extra=said)
             status = "failed"
         if self.reply.state is RUNNING:
-            self.reply.close(status)
+            self.reply.close(status, reason)
             await self._close()
 
     def end(self, status: FinalStatus) -> None:
@@ -126,17 +135,27 @@ class Turn:
         finally:
             self._home.over(self)
 
-    def ended(self, status: FinalStatus, text: str | None) -> None:
+    @property
+    def notes(self) -> int:
+        """How often its model has said something beside text."""
+        return self._meter.notes
+
+    def usage(self) -> Usage:
+        """Return what it has cost so far."""
+        return self._meter.usage(self.reply.text)
+
+    def ended(self, ended: Ended, text: str | None) -> None:
         """It is stored that it ended so; with `text`, if others have stored another one."""
-        self.reply.end(status, text)
+        self.reply.end(ended, text)
         self._home.stored(self)
         said = {
             "messageId": self.reply.id,
             "piecesStreamed": len(self.reply.pieces),
             "totalLength": self.reply.length,
+            "usage": ended.usage and ended.usage._asdict(),
         }
-        if status != "complete":
-            log.info("Reply ended", extra={**said, "outcome": status})
+        if ended.status != "complete":
+            log.info("Reply ended", extra={**said, "outcome": ended.reason or ended.status})
         elif self._is_stream:
             log.info("Stream completed", extra=said)
 

@@ -12,9 +12,9 @@ from aiohttp import web
 from app.errors import stopping
 from app.models import Conversation, Model, alternate
 from app.replies.lease import Lease
+from app.replies.meter import Meter, utf8_length
 from app.replies.openings import Openings
 from app.replies.reader import Client
-from app.replies.reply import Reply
 from app.replies.saves import Saves
 from app.replies.tasks import Tasks
 from app.replies.turn import Home, Turn
@@ -55,10 +55,10 @@ class Turns:
         client: Client,
         window_s: float | None,
         **row: Any,
-    ) -> Reply | OpenedTurn:
+    ) -> OpenedTurn:
         """Store the question and an empty reply, and let the model answer `client`. `row`: more of turn_open.
 
-        Where nothing was stored, return the row that says why.
+        Where nothing was stored, the row says why, and the client has no reply.
 
         Raises:
             ApiError: 503, this server stops, or the database is away.
@@ -77,10 +77,17 @@ class Turns:
         if opened.chat_id is None:
             self._count(caller, -1)
             return opened
-        turn = self._turns[reply_id] = Turn(caller, reply_id, opened, self._home, window_s=window_s)
+        prompt = alternate(opened.history, message)
+        meter = Meter(
+            prompt,
+            system_bytes=utf8_length(self._settings.model_system or ""),
+            max_tokens=self._settings.model_max_tokens,
+            granted=opened.granted,
+        )
+        turn = self._turns[reply_id] = Turn(caller, reply_id, opened, self._home, meter, window_s=window_s)
         client.attach(turn.reply)
-        turn.start(self._model, Conversation(alternate(opened.history, message), client.reads_along))
-        return turn.reply
+        turn.start(self._model, Conversation(prompt, client.reads_along, opened.granted, client.reads_reasoning))
+        return opened
 
     def _over(self, turn: Turn) -> None:
         self._count(turn.caller, -1)

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 from aiohttp import web
 
 from app.errors import StartError
-from app.statuses import FinalStatus
+from app.statuses import FinalStatus, Reason
 from app.storage.db import Database
 from app.storage.statements import Statement, listed
 
@@ -36,6 +36,9 @@ class OpenedTurn(Protocol):
     history: list[dict[str, Any]]
     running_id: str | None
     running_server_id: int | None
+    granted: int | None
+    short: Literal["used", "reserved"] | None
+    budgets: list[dict[str, Any]] | None
 
 
 class FoundReply(Protocol):
@@ -44,6 +47,10 @@ class FoundReply(Protocol):
     status: Literal["streaming"] | FinalStatus
     created_at: datetime
     server_id: int
+    reason: Reason | None
+    input_tokens: int | None
+    output_tokens: int | None
+    is_estimated: bool | None
 
 
 class Store:
@@ -70,6 +77,7 @@ class Store:
     turn_key_sweep: Method[Any]
     turn_open: Method[OpenedTurn]
     turn_undo: Method[Any | None]
+    usage_read: Method[Any]
 
     def __init__(self, database: Database) -> None:
         statements = database.statements

@@ -49,4 +49,20 @@ select
             from messages
             where messages.org_id = chats.org_id and messages.chat_id = chats.id
         )
-    ) as chats_that_count_wrong
+    ) as chats_that_count_wrong,
+    (
+        select count(*)
+        from budgets
+        cross join lateral (
+            select
+                coalesce(sum(charged), 0) as used,
+                coalesce(sum(reserved) filter (where finished_at is null), 0) as reserved
+            from messages
+            where messages.org_id = budgets.org_id
+                and (budgets.user_id is null or messages.user_id = budgets.user_id)
+                and messages.budgets & budgets.bit <> 0
+                and messages.created_at >= budgets.created_at
+                and date_trunc(budgets.period, messages.created_at, 'UTC') = budgets.window_start
+        ) as replies
+        where (budgets.used, budgets.reserved) <> (replies.used, replies.reserved)
+    ) as budgets_that_do_not_add_up

@@ -150,7 +150,10 @@ class Server:
 
     def errors(self) -> list[str]:
         errors = ('"level": "error"', "Traceback", "Exception ignored")
-        return [line for line in self._log.read_text().splitlines() if any(error in line for error in errors)]
+        return [line for line in self.log().splitlines() if any(error in line for error in errors)]
+
+    def log(self) -> str:
+        return self._log.read_text()
 
     def usage(self) -> tuple[int, int]:
         """Return bytes of resident memory and the number of open descriptors."""
