@@ -27,6 +27,7 @@ class FakeTurn:
         self.reply = Reply(reply_id, "chat", datetime.now(UTC))
         self.reply.say("x" * length)
         self.stored_chars = 0
+        self.notes = self.stored_notes = 0
         self.stored_at_s = 0.0
         self.told: list[FinalStatus] = []
 
