@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from aiohttp import web
 from jwt.algorithms import has_crypto
 
+from app import parsers
 from app.errors import StartError
 from app.origins import DEVELOPMENT, parse_hosts, parse_origins
 
@@ -20,151 +18,14 @@ T = TypeVar("T")
 
 DATABASE_URL = "a URL like postgresql://user:password@host:5432/name (in a password, %, @, : and / are escaped)"
 DATA_DIR = Path(".data")
-MAX_INT = 2**31 - 1
 # DB_POOL_SIZE=auto where that fits, and the connections that each process has beside its pool.
 POOL_SIZE = 10
 OWN_CONNECTIONS = 2
-# Of JSON Web Tokens; "none" is none of them.
-ALGORITHMS = frozenset(f"{family}{size}" for family in ("HS", "RS", "PS", "ES") for size in (256, 384, 512)) | {
-    "EdDSA"
-}
-# Whose own names for key and URL count, too: OPENAI_API_KEY, OPENAI_BASE_URL.
-PROVIDERS = ("anthropic", "openai")
-# What the server itself puts in a request; `n` would be several replies.
-RESERVED = frozenset({"model", "messages", "system", "stream", "max_tokens", "max_completion_tokens", "n"})
 
 
 def _setting(default: T, parse: Callable[[str], T], expected: str, secret: bool = False) -> T:
     metadata = {"parse": parse, "expected": expected, "secret": secret}
     return field(default=default, repr=not secret, metadata=metadata)
-
-
-def _whole(low: int, high: int = MAX_INT) -> tuple[Callable[[str], int], str]:
-    def parse(value: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,10}", value) or not low <= int(value) <= high:
-            raise ValueError
-        return int(value)
-
-    return parse, f"a whole number from {low} to {high}"
-
-
-def _seconds(low: float, high: float = 86_400) -> tuple[Callable[[str], float], str]:
-    def parse(value: str) -> float:
-        if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", value) or not low <= float(value) <= high:
-            raise ValueError
-        return float(value)
-
-    return parse, f"a number of seconds from {low:g} to {high:g}"
-
-
-def _pool_size(value: str) -> int:
-    # 0 stands for auto.
-    return 0 if value == "auto" else _whole(1, 1_000)[0](value)
-
-
-def _choice(*allowed: str) -> tuple[Callable[[str], str], str]:
-    def parse(value: str) -> str:
-        if value.lower() not in allowed:
-            raise ValueError
-        return value.lower()
-
-    return parse, "one of " + ", ".join(allowed)
-
-
-def _switch(value: str) -> bool:
-    return {"0": False, "1": True}[value]
-
-
-def _host(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9.:_-]+", value):
-        raise ValueError
-    return value
-
-
-def _database_url(value: str) -> str:
-    # Stricter than libpq, whose messages show what it takes for a host: the rest of a password with an @ or a /.
-    if not re.fullmatch(r"postgres(ql)?://([^@/?]*@)?[^@/?]*(/[^@/?]*)?(\?[^@]*)?", value):
-        raise ValueError
-    return value
-
-
-def _secret(value: str) -> str:
-    # RFC 7518, 3.2: a key for HS256 has at least the size of the hash.
-    if len(value.encode()) < 32:
-        raise ValueError
-    return value
-
-
-def _http_url(value: str) -> str:
-    if not re.fullmatch(r"https?://[^\s/?#]+[^\s#]*", value):
-        raise ValueError
-    return value
-
-
-def _algorithms(value: str) -> frozenset[str]:
-    algorithms = frozenset(name.strip() for name in value.split(","))
-    if not algorithms <= ALGORITHMS:
-        raise ValueError
-    return algorithms
-
-
-def _milliseconds_range(value: str) -> tuple[float, float]:
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)-([0-9]+(?:\.[0-9]+)?)", value)
-    if not match or not (low := float(match[1])) <= (high := float(match[2])) <= 60_000:
-        raise ValueError
-    return low, high
-
-
-def _model(value: str) -> str:
-    if value != "sim" and not re.fullmatch(rf"({'|'.join(PROVIDERS)}):\S+", value):
-        raise ValueError
-    return value
-
-
-def _base_url(value: str) -> str:
-    if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", value):
-        raise ValueError
-    return value.rstrip("/")
-
-
-class Price(NamedTuple):
-    """Of a token, in millionths of a budget's unit: the same number as for a million tokens, in units."""
-
-    input_price: Decimal
-    output_price: Decimal
-
-
-# A unit is a token.
-TOKEN = Price(Decimal(1_000_000), Decimal(1_000_000))
-
-
-def _price(value: str) -> Price:
-    match = re.fullmatch(r"([0-9]{1,7}(?:\.[0-9]{1,6})?)/([0-9]{1,7}(?:\.[0-9]{1,6})?)", value)
-    if not match:
-        raise ValueError
-    return Price(Decimal(match[1]), Decimal(match[2]))
-
-
-def _key(value: str) -> str:
-    if not re.fullmatch("[!-~]+", value):
-        raise ValueError
-    return value
-
-
-def _text_or_file(value: str) -> str:
-    if not value.startswith("@"):
-        return value
-    try:
-        return Path(value[1:]).read_text("utf-8").strip()
-    except OSError:
-        raise ValueError from None
-
-
-def _extra(value: str) -> dict[str, Any]:
-    extra = json.loads(value)
-    if not isinstance(extra, dict) or RESERVED & extra.keys():
-        raise ValueError
-    return extra
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,24 +35,28 @@ class Settings:
     Units are in the names. app/README.md lists them all; a test holds the two together.
     """
 
-    host: str = _setting("127.0.0.1", _host, "a host name or an IP address to listen on")
-    port: int = _setting(3000, *_whole(0, 65_535))
-    database_url: str | None = _setting(None, _database_url, DATABASE_URL, secret=True)
-    workers: int = _setting(1, *_whole(1, 64))
+    host: str = _setting("127.0.0.1", parsers.host, "a host name or an IP address to listen on")
+    port: int = _setting(3000, *parsers.whole(0, 65_535))
+    database_url: str | None = _setting(None, parsers.database_url, DATABASE_URL, secret=True)
+    workers: int = _setting(1, *parsers.whole(1, 64))
     data_dir: Path = _setting(DATA_DIR, Path, "a folder for the embedded PostgreSQL")
-    seed_demo: bool | None = _setting(None, _switch, "0 or 1")
-    log_level: str = _setting("info", *_choice("debug", "info", "warn", "error"))
-    trust_identity_headers: bool = _setting(False, _switch, "0 or 1")
-    jwt_secret: str | None = _setting(None, _secret, "at least 32 characters", secret=True)
-    jwt_jwks_url: str | None = _setting(None, _http_url, "a URL like https://id.example.com/.well-known/jwks.json")
+    seed_demo: bool | None = _setting(None, parsers.switch, "0 or 1")
+    log_level: str = _setting("info", *parsers.choice("debug", "info", "warn", "error"))
+    trust_identity_headers: bool = _setting(False, parsers.switch, "0 or 1")
+    jwt_secret: str | None = _setting(None, parsers.secret, "at least 32 characters", secret=True)
+    jwt_jwks_url: str | None = _setting(
+        None, parsers.http_url, "a URL like https://id.example.com/.well-known/jwks.json"
+    )
     jwt_algorithms: frozenset[str] = _setting(
-        frozenset({"HS256", "RS256", "ES256"}), _algorithms, "some of " + ", ".join(sorted(ALGORITHMS))
+        frozenset({"HS256", "RS256", "ES256"}),
+        parsers.algorithms,
+        "some of " + ", ".join(sorted(parsers.ALGORITHMS)),
     )
     jwt_org_claim: str = _setting("org_id", str, "the name of a claim")
     jwt_user_claim: str = _setting("sub", str, "the name of a claim")
     jwt_audience: str | None = _setting(None, str, "any text")
     jwt_issuer: str | None = _setting(None, str, "any text")
-    jwt_create_users: bool = _setting(False, _switch, "0 or 1")
+    jwt_create_users: bool = _setting(False, parsers.switch, "0 or 1")
     allowed_hosts: frozenset[str] | None = _setting(
         None, parse_hosts, "host names or addresses separated by commas, without ports"
     )
@@ -202,47 +67,51 @@ class Settings:
         " development for those of development servers on this machine",
     )
 
-    model: str = _setting("sim", _model, "sim, anthropic:NAME or openai:NAME")
+    model: str = _setting("sim", parsers.model, "sim, anthropic:NAME or openai:NAME")
     model_url: str | None = _setting(
-        None, _base_url, "a URL like https://api.example.com/v1, without user, ? and #", secret=True
+        None, parsers.base_url, "a URL like https://api.example.com/v1, without user, ? and #", secret=True
     )
-    model_key: str | None = _setting(None, _key, "a key of printable ASCII characters", secret=True)
-    model_system: str | None = _setting(None, _text_or_file, "text, or @ and the name of a file in UTF-8")
-    model_max_tokens: int = _setting(4096, *_whole(1))
-    model_price: Price = _setting(TOKEN, _price, "what a million tokens of input and of output cost, as in 3/15")
+    model_key: str | None = _setting(None, parsers.key, "a key of printable ASCII characters", secret=True)
+    model_system: str | None = _setting(None, parsers.text_or_file, "text, or @ and the name of a file in UTF-8")
+    model_max_tokens: int = _setting(4096, *parsers.whole(1))
+    model_price: parsers.Price = _setting(
+        parsers.TOKEN, parsers.price, "what a million tokens of input and of output cost, as in 3/15"
+    )
     model_extra: dict[str, Any] | None = _setting(
-        None, _extra, 'a JSON object like {"temperature": 0.5}, without ' + ", ".join(sorted(RESERVED))
+        None,
+        parsers.extra,
+        'a JSON object like {"temperature": 0.5}, without ' + ", ".join(sorted(parsers.RESERVED)),
     )
-    model_first_s: float = _setting(300.0, *_seconds(0.1))
-    model_silence_s: float = _setting(120.0, *_seconds(0.1))
+    model_first_s: float = _setting(300.0, *parsers.seconds(0.1))
+    model_silence_s: float = _setting(120.0, *parsers.seconds(0.1))
 
     sim_delay_ms: tuple[float, float] = _setting(
-        (10.0, 30.0), _milliseconds_range, "two numbers of milliseconds, the smaller first, as in 10-30"
+        (10.0, 30.0), parsers.milliseconds_range, "two numbers of milliseconds, the smaller first, as in 10-30"
     )
     sim_seed: str | None = _setting(None, str, "any text")
 
-    message_limit_chars: int = _setting(32_000, *_whole(1))
-    history_limit_messages: int = _setting(40, *_whole(0, 10_000))
+    message_limit_chars: int = _setting(32_000, *parsers.whole(1))
+    history_limit_messages: int = _setting(40, *parsers.whole(0, 10_000))
     # Room for the longest message when JSON escapes each character as a surrogate pair, in 12 bytes.
-    body_limit_bytes: int = _setting(524_288, *_whole(1_024))
-    body_timeout_s: float = _setting(10.0, *_seconds(0.1))
-    keepalive_timeout_s: float = _setting(75.0, *_seconds(0.1))
+    body_limit_bytes: int = _setting(524_288, *parsers.whole(1_024))
+    body_timeout_s: float = _setting(10.0, *parsers.seconds(0.1))
+    keepalive_timeout_s: float = _setting(75.0, *parsers.seconds(0.1))
 
-    stream_limit: int = _setting(2_000, *_whole(1))
-    user_stream_limit: int = _setting(20, *_whole(0))
-    user_reader_limit: int = _setting(40, *_whole(0))
-    user_turns_per_minute: int = _setting(120, *_whole(0))
-    heartbeat_s: float = _setting(15.0, *_seconds(0.1))
-    reply_limit_chars: int = _setting(500_000, *_whole(1))
-    unread: str = _setting("pause", *_choice("pause", "finish"))
-    checkpoint_s: float = _setting(5.0, *_seconds(0, 3_600))
-    resume_window_s: float = _setting(20.0, *_seconds(0, 3_600))
-    write_timeout_s: float = _setting(30.0, *_seconds(0.1))
-    stop_delay_s: float = _setting(0.0, *_seconds(0, 3_600))
-    shutdown_grace_s: float = _setting(5.0, *_seconds(0))
+    stream_limit: int = _setting(2_000, *parsers.whole(1))
+    user_stream_limit: int = _setting(20, *parsers.whole(0))
+    user_reader_limit: int = _setting(40, *parsers.whole(0))
+    user_turns_per_minute: int = _setting(120, *parsers.whole(0))
+    heartbeat_s: float = _setting(15.0, *parsers.seconds(0.1))
+    reply_limit_chars: int = _setting(500_000, *parsers.whole(1))
+    unread: str = _setting("pause", *parsers.choice("pause", "finish"))
+    checkpoint_s: float = _setting(5.0, *parsers.seconds(0, 3_600))
+    resume_window_s: float = _setting(20.0, *parsers.seconds(0, 3_600))
+    write_timeout_s: float = _setting(30.0, *parsers.seconds(0.1))
+    stop_delay_s: float = _setting(0.0, *parsers.seconds(0, 3_600))
+    shutdown_grace_s: float = _setting(5.0, *parsers.seconds(0))
 
-    db_pool_size: int = _setting(0, _pool_size, "auto or a whole number from 1 to 1000")
-    db_timeout_s: float = _setting(5.0, *_seconds(0.1, 600))
+    db_pool_size: int = _setting(0, parsers.pool_size, "auto or a whole number from 1 to 1000")
+    db_timeout_s: float = _setting(5.0, *parsers.seconds(0.1, 600))
 
     @property
     def pool_size(self) -> int:
@@ -285,7 +154,7 @@ class Settings:
                 shown = "(not shown)" if setting.metadata["secret"] else repr(value)
                 raise StartError(f"{key} is {shown}, expected {setting.metadata['expected']}") from None
         provider = values.get("model", "sim").partition(":")[0]
-        if provider in PROVIDERS and not values.get("model_key") and not values.get("model_url"):
+        if provider in parsers.PROVIDERS and not values.get("model_key") and not values.get("model_url"):
             raise StartError(
                 f"MODEL is {values['model']!r}, and no key is set, expected one in MODEL_KEY or"
                 f" {provider.upper()}_API_KEY"
@@ -305,7 +174,11 @@ def _found(environ: Mapping[str, str], setting: str) -> str:
     """Return the name under which `environ` has a setting."""
     key = setting.upper()
     provider = environ.get("MODEL", "").strip().partition(":")[0]
-    if provider in PROVIDERS and setting in ("model_key", "model_url") and not environ.get(key, "").strip():
+    if (
+        provider in parsers.PROVIDERS
+        and setting in ("model_key", "model_url")
+        and not environ.get(key, "").strip()
+    ):
         return f"{provider.upper()}_{'API_KEY' if setting == 'model_key' else 'BASE_URL'}"
     return key
 

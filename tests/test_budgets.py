@@ -19,8 +19,8 @@ from support import Gated, RawClient, Rows, Tenant, events, eventually, post, sa
 from test_readme import snippet
 
 from app.models import Conversation, Model, ModelBusy, Reasoning, Stop, Usage
+from app.parsers import Price
 from app.replies.turns import TURNS
-from app.settings import Price
 from app.storage.store import STORE, Store
 
 INVARIANTS = (Path(__file__).parent / "faults" / "invariants.sql").read_text()

@@ -20,9 +20,10 @@ from support import Gated, Rows, Tenant, events, eventually, logged, says
 from yoyo.backends.base import DatabaseBackend
 
 from app.errors import StartError
+from app.parsers import TOKEN
 from app.replies.lease import GIVE_UP_AFTER
 from app.server import BELLS, GUARD, create_app, serve
-from app.settings import TOKEN, Settings
+from app.settings import Settings
 from app.storage import db
 from app.storage import migrate as migrations
 from app.storage.db import DATABASE

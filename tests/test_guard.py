@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import pytest
 from support import eventually, logged
 
+from app.parsers import TOKEN
 from app.replies.guard import Guard
 from app.replies.lease import GIVE_UP_AFTER, Lease
 from app.replies.tasks import Tasks, repeat
-from app.settings import TOKEN
 from app.storage.db import DatabaseAway
 
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.parsers import TOKEN
 from app.replies.reply import Ended, Reply
 from app.replies.saves import BATCH_CHARS, Saves, batches
-from app.settings import TOKEN
 from app.statuses import FinalStatus, Usage
 from app.storage.db import StatementRefused
 from app.storage.store import Caller

@@ -14,7 +14,7 @@ import psycopg2
 import pytest
 from support import Rows, Tenant
 
-from app.settings import TOKEN
+from app.parsers import TOKEN
 from app.storage.db import Database
 from app.storage.migrate import migrate
 from app.storage.statements import load

@@ -39,7 +39,7 @@ from app.replies.turns import TURNS
 from app.settings import SETTINGS
 from app.statuses import ERRORS, STOPPING, TAKEN_BACK, Cut, bad_offset, failure
 from app.storage.db import DatabaseAway
-from app.storage.store import STORE
+from app.storage.store import STORE, OpenedTurn
 
 log = logging.getLogger(__name__)
 
@@ -212,15 +212,10 @@ async def ask(
             request[RATE_LIMIT] = rate_limit(opened.budgets)
         if client.reply is not None:
             return client.reply
-        if not opened.caller_known:
-            refuse_caller()
         if (reply := await attach_earlier(request, client, key, asked)) is not None:
             app[LIMITS].give_back(caller)
             return reply
-        if not opened.chat_known:
-            raise unknown_chat()
-        if opened.short is not None:
-            raise too_short(opened.short)
+        refuse_question(opened)
         running_id, home_id = opened.running_id, opened.running_server_id
         if running_id is None or home_id is None:
             # The key's turn has just been taken back, unless others of the chat come first again and again.
@@ -228,6 +223,16 @@ async def ask(
         if not await app[ELSEWHERE].make_way(caller, running_id, home_id):
             break
     raise reply_runs(running_id)
+
+
+def refuse_question(opened: OpenedTurn) -> None:
+    """Refuse what would not be opened however often it is tried."""
+    if not opened.caller_known:
+        refuse_caller()
+    if not opened.chat_known:
+        raise unknown_chat()
+    if opened.short is not None:
+        raise too_short(opened.short)
 
 
 async def attach_earlier(request: web.Request, client: Client, key: str | None, asked: bytes) -> Reply | None:

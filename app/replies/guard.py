@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from app.parsers import Price
 from app.replies.lease import GIVE_UP_AFTER, Lease, now_s
 from app.replies.saves import Saves
 from app.replies.tasks import Tasks
 from app.replies.turns import Turns
-from app.settings import Price
 from app.storage.db import DatabaseAway
 from app.storage.store import Store
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Protocol
 
+from app.parsers import Price
 from app.replies.reply import Closing, Ended, Reply
-from app.settings import Price
 from app.statuses import AWAY, TAKEN_BACK, FinalStatus, Usage
 from app.storage.db import DatabaseAway, StatementRefused
 from app.storage.store import Caller, FoundReply, Store

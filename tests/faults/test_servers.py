@@ -18,9 +18,9 @@ from ledger import Server, scale
 from serving import OwnPostgres
 from support import Rows, Tenant
 
+from app.parsers import TOKEN
 from app.replies.bells import Call, bell
 from app.replies.guard import SILENCE_S
-from app.settings import TOKEN
 from app.storage.db import Database
 from app.storage.store import Store
 
