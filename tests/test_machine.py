@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -13,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -202,8 +203,9 @@ def test_embedded_database_starts_whatever_its_path_and_the_environment(
     assert socket_folder == str(data) or not Path(socket_folder).exists()
 
 
-def test_make_run_works_where_the_path_has_a_blank(tmp_path: Path) -> None:
-    clone = tmp_path / "my clone"
+@contextmanager
+def made(clone: Path, command: str, **environ: str) -> Iterator[str]:
+    """Run a command that ends in `make run` in a clone that has all installed; give the server's address."""
     clone.mkdir()
     for name in ("Makefile", "setup.cfg", "pyproject.toml", "app", "sql", "web"):
         (clone / name).symlink_to(ROOT / name)
@@ -212,15 +214,43 @@ def test_make_run_works_where_the_path_has_a_blank(tmp_path: Path) -> None:
     for installed in (".venv/lib", ".venv/pyvenv.cfg"):
         (clone / installed).symlink_to(Path(sys.prefix) / Path(installed).name)
     (clone / ".venv" / "run.done").touch()
-    environ = {"PATH": os.environ["PATH"], "PORT": "0"}
-    with subprocess.Popen(["make", "run"], cwd=clone, env=environ, stdout=subprocess.PIPE, text=True) as make:
-        assert make.stdout
-        said = iter(make.stdout.readline, "")
+    environ = {"PATH": f"{clone / '.venv' / 'bin'}:{os.environ['PATH']}", "PORT": "0", **environ}
+    with subprocess.Popen(
+        ["sh", "-c", command],
+        cwd=clone,
+        env=environ,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout
         try:
-            assert any(json.loads(line)["message"] == "Listening" for line in said)
+            for line in iter(process.stdout.readline, ""):
+                said = json.loads(line) if line.startswith("{") else {}
+                if said.get("message") == "Listening":
+                    yield f"http://{said['address']}"
+                    return
+            raise AssertionError("it ended without listening")
         finally:
-            make.terminate()
+            os.killpg(process.pid, signal.SIGTERM)
+
+
+def test_make_run_works_where_the_path_has_a_blank(tmp_path: Path) -> None:
+    clone = tmp_path / "my clone"
+    with made(clone, "make run"):
+        pass
     assert (clone / ".data" / "PG_VERSION").exists()
+
+
+def test_recipe_for_a_provider_on_this_machine(tmp_path: Path) -> None:
+    [recipe] = re.findall(
+        r"^```sh\n(llmock serve .*?)^```$", (ROOT / "app" / "README.md").read_text(), re.M | re.S
+    )
+    with made(tmp_path / "clone", recipe) as base, ask(base, DEMO, "Hi") as response:
+        events = [json.loads(line[6:]) for line in response if line.startswith(b"data: ")]
+    done = events[-1]
+    assert (done["done"], done["stop"], done["usage"]["estimated"]) == (True, "end", False)
+    assert done["fullText"] == "".join(event["token"] for event in events) != ""
 
 
 def test_failed_start_of_the_embedded_database_says_the_cause(start: Processes, tmp_path: Path) -> None:
@@ -352,7 +382,9 @@ def test_limit_of_the_databases_user_counts(postgres_url: str, rows: Rows) -> No
 
 def test_closed_terminal_is_a_stop_that_leaves_no_database_behind(start: Processes, tmp_path: Path) -> None:
     # More connections than PostgreSQL has room for by default: the embedded one is given more.
-    process = start(DATA_DIR=str(tmp_path / "data"), WORKERS="2", DB_POOL_SIZE="60")
+    # Nor is it told to go on, as one is that was started under nohup, by whatever has started the tests.
+    heeding = ("env", "--default-signal=HUP")
+    process = start(under=heeding, DATA_DIR=str(tmp_path / "data"), WORKERS="2", DB_POOL_SIZE="60")
     for _ in range(2):
         process.listening()
     postmaster = psutil.Process(int((tmp_path / "data" / "postmaster.pid").read_text().split()[0]))
