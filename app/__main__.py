@@ -179,7 +179,8 @@ def greet(settings: Settings, listener: socket.socket) -> None:
     elif ":" in host:
         host = f"[{host}]"
     base = f"http://{host}:{port}"
-    lines = ["", f"  Test page  {base}/"]
+    model = "simulated" if settings.model == "sim" else settings.model
+    lines = ["", f"  Test page  {base}/", f"  Model      {model}"]
     if settings.seed_demo and not settings.checks_tokens:
         lines += [
             "  Try        curl -N " + f"{base}/chat/stream \\",

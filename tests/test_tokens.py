@@ -100,7 +100,7 @@ def forged(head: str = '{"alg": "HS256"}', body: str = "{}") -> bytes:
 
 
 DEEP = "[" * 2500 + "]" * 2500
-ODD_HEADS = ["[]", "7", DEEP, '{"alg": "HS256", "x": ' + DEEP + "}"] + [
+ODD_HEADS = ["[]", "7", DEEP, '{"alg": "none", "x": ' + DEEP + "}"] + [
     f'{{"alg": {algorithm}, "kid": {key_id}}}'
     for algorithm, key_id in (
         *(('"HS256"', key_id) for key_id in ('["one"]', "{}", "null", "7")),
