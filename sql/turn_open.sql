@@ -109,7 +109,12 @@ keyed as (
     returning reply_id
 ),
 admitted as (
-    select chat_id, message_count, quote
+    select
+        chat_id,
+        message_count,
+        quote,
+        -- Not now(): that is when this statement came, and the turn before may have come later, and been through.
+        coalesce((quote).at, clock_timestamp()) as at
     from affordable
     where %(key)s::text is null or exists (select from keyed)
 ),
@@ -127,8 +132,8 @@ continued as (
     where chats.org_id = %(org_id)s and chats.id = %(chat_id)s::uuid
 ),
 question as (
-    insert into messages (org_id, id, chat_id, position, role, content, status, finished_at)
-    select %(org_id)s, %(question_id)s::uuid, chat_id, message_count + 1, 'user', %(content)s, 'complete', now()
+    insert into messages (org_id, id, chat_id, position, role, content, status, created_at, finished_at)
+    select %(org_id)s, %(question_id)s::uuid, chat_id, message_count + 1, 'user', %(content)s, 'complete', at, at
     from admitted
 ),
 reply as (
@@ -139,7 +144,7 @@ reply as (
     select
         %(org_id)s, %(reply_id)s::uuid, chat_id, message_count + 2, 'assistant', '', 'streaming', %(server_id)s::bigint,
         %(user_id)s::uuid,
-        coalesce((quote).at, now()),
+        at,
         (quote).budgets,
         case when (quote).budgets is not null then budget_reserve(%(org_id)s, %(user_id)s, quote) end
     from admitted

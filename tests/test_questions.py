@@ -225,6 +225,24 @@ async def test_turn_that_comes_first_while_a_question_waits_is_given_to_its_mode
     assert rows("select message_count from chats where id = %s", chat_id) == [(6,)]
 
 
+async def test_turn_that_comes_first_before_a_question_has_looked_is_the_older_one(
+    start_server: StartServer, rows: Rows, tenant: Tenant
+) -> None:
+    server = await start_server(model=Echo())
+    client, reply_id = await ask(server, tenant, message="One?")
+    await client.read_chunks()
+    chat_id = chat_of(rows, reply_id)
+    # It has come, and sees nothing yet: so it is not overtaken by what is done meanwhile.
+    with rows.locked("chats"):
+        client = await question(server, tenant, chat_id)
+        await eventually(lambda: rows.waiting() == 1)
+        add_turn(rows, tenant, chat_id)
+        rows("update messages set created_at = clock_timestamp() where chat_id = %s and position > 2", chat_id)
+    await read_rest(client)
+    times = [at for (at,) in rows("select created_at from messages where chat_id = %s order by position", chat_id)]
+    assert (times, len(times)) == (sorted(times), 6)
+
+
 async def test_turn_that_is_taken_back_while_a_question_waits_is_not_given_to_its_model(
     start_server: StartServer, rows: Rows, tenant: Tenant
 ) -> None:

@@ -104,7 +104,7 @@ begin
     ),
     -- Who waited for them may find that others have begun the next day meanwhile, or that one is new.
     moment as (
-        select greatest(now(), max(budget.window_start), max(budget.created_at)) as at
+        select greatest(clock_timestamp(), max(budget.window_start), max(budget.created_at)) as at
         from budget
     ),
     account as (
