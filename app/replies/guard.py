@@ -27,7 +27,7 @@ class Guard:
         self._saves = saves
         self._tasks = tasks
         self._server_id = server_id
-        self._price = price
+        self._price = price._asdict()
         self._store = store
         self._lease = lease
         # Servers whose lock nobody holds, and how often in a row that was so.
@@ -54,9 +54,7 @@ class Guard:
         """
         given_up = [server_id for server_id, times in self._missing.items() if times >= GIVE_UP_AFTER]
         try:
-            rows = await self._store.turn_interrupt(
-                given_up=given_up, silence_s=SILENCE_S, **self._price._asdict()
-            )
+            rows = await self._store.turn_interrupt(given_up=given_up, silence_s=SILENCE_S, **self._price)
         except DatabaseAway:
             self._saves.cut_owed()
             raise

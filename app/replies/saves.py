@@ -40,7 +40,7 @@ class Saves:
     def __init__(self, store: Store, server_id: int, price: Price) -> None:
         self._store = store
         self._server_id = server_id
-        self._price = price
+        self._price = price._asdict()
         # Those whose end could not be stored yet.
         self._owed: list[Turn] = []
         # One checkpoint at a time, so that no text is overtaken by an earlier one.
@@ -142,7 +142,7 @@ class Saves:
             "input_tokens": usage.input,
             "output_tokens": usage.output,
             "is_estimated": usage.estimated,
-            **self._price._asdict(),
+            **self._price,
         }
         try:
             if await self._store.turn_close(**row, content=reply.text, status=ended.status, reason=ended.reason):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from aiohttp import web
 
 from app.errors import stopping
-from app.models import Conversation, Message, Model, alternate
+from app.models import Conversation, Model, alternate
 from app.replies.lease import Lease
 from app.replies.meter import Meter, utf8_length
 from app.replies.openings import Openings
@@ -38,6 +38,11 @@ class Turns:
         self._saves = saves
         self._model = model
         self._tasks = tasks
+        self._new_meter = partial(
+            Meter,
+            system_bytes=utf8_length(settings.model_system or ""),
+            max_tokens=settings.model_max_tokens,
+        )
         self._home = Home(lease, saves, tasks, settings.reply_limit_chars, self._over, self._stored)
         self._turns: dict[str, Turn] = {}
         self._idle = asyncio.Event()
@@ -79,19 +84,11 @@ class Turns:
             self._count(caller, -1)
             return opened
         prompt = alternate(opened.history, message)
-        meter = self._new_meter(prompt, opened.granted)
+        meter = self._new_meter(prompt, granted=opened.granted)
         turn = self._turns[reply_id] = Turn(caller, reply_id, opened, self._home, meter, window_s=window_s)
         client.attach(turn.reply)
         turn.start(self._model, Conversation(prompt, client.reads_along, opened.granted, client.reads_reasoning))
         return opened
-
-    def _new_meter(self, prompt: Sequence[Message], granted: int | None) -> Meter:
-        return Meter(
-            prompt,
-            system_bytes=utf8_length(self._settings.model_system or ""),
-            max_tokens=self._settings.model_max_tokens,
-            granted=granted,
-        )
 
     def _over(self, turn: Turn) -> None:
         self._count(turn.caller, -1)

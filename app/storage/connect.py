@@ -11,6 +11,7 @@ from typing import Any
 
 import aiopg
 import psycopg2
+import psycopg2.extensions
 from psycopg2.extensions import parse_dsn
 
 # A machine that dies says no word, and by default PostgreSQL keeps its locks for two hours: also the one by which
@@ -55,6 +56,20 @@ def parameters(url: str) -> dict[str, str]:
         psycopg2.ProgrammingError: the URL is malformed. Its text quotes the URL.
     """
     return {"target_session_attrs": "read-write"} | parse_dsn(url) | {"client_encoding": "UTF8"}
+
+
+def connect_blocking(url: str, timeout_s: float) -> psycopg2.extensions.connection:
+    """Connect before there is an event loop.
+
+    Raises:
+        psycopg2.ProgrammingError: the URL is malformed. Its text quotes the URL.
+        psycopg2.OperationalError: no host can be reached.
+    """
+    options: dict[str, Any] = parameters(url)
+    # Of seconds, and two are libpq's least.
+    options["connect_timeout"] = max(2, int(timeout_s))
+    connection: psycopg2.extensions.connection = psycopg2.connect(**options)
+    return connection
 
 
 async def connect(url: str, application_name: str, timeout_s: float) -> aiopg.Connection:

@@ -6,7 +6,6 @@ import asyncio
 import secrets
 import time
 from contextlib import closing
-from typing import Any
 
 import psycopg2
 import psycopg2.extensions
@@ -17,7 +16,7 @@ from yoyo.connections import parse_uri
 
 from app.errors import StartError
 from app.settings import DATABASE_URL
-from app.storage.connect import connect, one_line, parameters
+from app.storage.connect import connect, connect_blocking, one_line
 from app.storage.statements import SQL
 
 # Any 64-bit number of our own: held while migrating, so that of servers started at once one migrates.
@@ -36,12 +35,10 @@ def migrate(url: str, *, timeout_s: float) -> None:
             server keeps migrating it.
     """
     try:
-        options: dict[str, Any] = parameters(url)
+        guard = connect_blocking(url, timeout_s)
     except psycopg2.ProgrammingError:
         # Its text quotes the URL, and so the password.
         raise StartError(f"DATABASE_URL is (not shown), expected {DATABASE_URL}") from None
-    try:
-        guard = psycopg2.connect(**options | {"connect_timeout": max(2, int(timeout_s))})
     except psycopg2.OperationalError as exc:
         raise StartError(f"the database of DATABASE_URL cannot be reached: {one_line(exc)}") from None
     with closing(guard):

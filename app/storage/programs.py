@@ -21,6 +21,7 @@ from urllib.parse import quote
 import psycopg2
 
 from app.errors import StartError
+from app.storage.connect import one_line
 
 log = logging.getLogger(__name__)
 
@@ -137,8 +138,9 @@ class Server:
             except (psycopg2.OperationalError, FileNotFoundError) as exc:
                 # It starts or stops: left behind by a process that was killed.
                 if time.monotonic() > give_up_s:
-                    reason = " ".join(str(exc).split())
-                    raise StartError(f"PostgreSQL runs in {self.data_dir} and does not answer: {reason}") from None
+                    raise StartError(
+                        f"PostgreSQL runs in {self.data_dir} and does not answer: {one_line(exc)}"
+                    ) from None
                 time.sleep(0.1)
         with closing(connection):
             if not (self.data_dir / WHOLE).exists():

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import replace
-from typing import Any
 
 import psycopg2
 
 from app.errors import StartError
 from app.settings import OWN_CONNECTIONS, POOL_SIZE, Settings
-from app.storage.connect import one_line, parameters
+from app.storage.connect import connect_blocking, one_line
 
 # -1 means no limit. A superuser is held to none but the first.
 ROOM = """
@@ -52,10 +51,8 @@ def limits_of(settings: Settings) -> dict[str, int]:
     """Return how many connections there may be, by what limits them."""
     try:
         assert settings.database_url is not None
-        options: dict[str, Any] = parameters(settings.database_url)
-        timeout_s = max(2, int(settings.db_timeout_s))
         with (
-            closing(psycopg2.connect(**options | {"connect_timeout": timeout_s})) as connection,
+            closing(connect_blocking(settings.database_url, settings.db_timeout_s)) as connection,
             connection.cursor() as cursor,
         ):
             cursor.execute(ROOM)
