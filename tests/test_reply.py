@@ -12,15 +12,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    Bundle,
-    RuleBasedStateMachine,
-    consumes,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-)
+from hypothesis.stateful import initialize, invariant, precondition, rule
+from state_machine import LIMITS, PAUSE_S, STATUSES, WINDOWS, ReplyMachine, expected
 
 from app.replies.reply import (
     RUNNING,
@@ -32,37 +25,16 @@ from app.replies.reply import (
     storable,
 )
 
-PAUSE_S = 20.0
-STATUSES = st.sampled_from(["complete", "disconnected", "failed", "interrupted", "stopped"])
-
-# Surrogate halves, both of one character among them, NUL, and what is none of these.
-RAW = st.text(st.sampled_from("a é四🙂\0\ud83d\ude42\udbff\udc00"), max_size=6)
-
 
 def new_reply(**options: Any) -> Reply:
     return Reply("id", "chat", datetime.now(UTC), **options)
 
 
-def expected(raw: str) -> tuple[str, str]:
-    """Return what is stored of `raw`, and the half at its end that waits for the other one, or "". By hand."""
-    stored, half = "", ""
-    for char in raw:
-        if half and "\udc00" <= char <= "\udfff":
-            stored += chr(0x10000 + (ord(half) - 0xD800) * 0x400 + ord(char) - 0xDC00)
-            half = ""
-            continue
-        stored += "\ufffd" if half else ""
-        half = char if "\ud800" <= char <= "\udbff" else ""
-        if not half:
-            stored += "\ufffd" if char == "\0" or "\udc00" <= char <= "\udfff" else char
-    return stored, half
-
-
 class FakeReader:
     """Sees what it is pushed, and by itself what it has missed."""
 
-    def __init__(self) -> None:
-        self.seen = ""
+    def __init__(self, seen: str = "") -> None:
+        self.seen = seen
         self.follows = False
         # What it answers to the next push.
         self.keeps_up = True
@@ -91,22 +63,15 @@ class FakeReader:
         self.cuts.append(why)
 
 
-class ReplyMachine(RuleBasedStateMachine):
-    """Any events, in any order, beside what is expected of them."""
-
-    attached = Bundle("attached")
-
-    @initialize(window_s=st.sampled_from([PAUSE_S, None, 0.0]), limit_chars=st.sampled_from([None, 1, 8]))
+class ReplyByItself(ReplyMachine):
+    @initialize(window_s=WINDOWS, limit_chars=LIMITS)
     def begin(self, window_s: float | None, limit_chars: int | None) -> None:
+        self.expect(window_s, limit_chars)
         self.loop = asyncio.new_event_loop()
-        self.window_s, self.limit_chars = window_s, limit_chars
         self.reply = new_reply(
             window_s=window_s, limit_chars=limit_chars, on_read=self._on_read, on_unread=self._on_unread
         )
-        self.raw = self.text = ""
-        self.state = "running"
-        self.status: FinalStatus | None = None
-        self.readers: list[FakeReader] = []
+        self.is_stored = False
         self.calls: list[str] = []
         self.expected_calls: list[str] = []
         self.expected_wakes: dict[FakeReader, int] = {}
@@ -131,39 +96,47 @@ class ReplyMachine(RuleBasedStateMachine):
         self.loop.run_until_complete(asyncio.sleep(0))
         self.loop.run_until_complete(asyncio.sleep(0))
 
-    def _closed(self, status: FinalStatus) -> None:
-        self.state, self.status = "closing", status
-        stored, half = expected(self.raw)
-        self.text = stored
-        if half and self.limit_chars != len(stored):
-            self.text += "\ufffd"
-
-    @property
-    def is_held(self) -> bool:
-        return self.state == "running" and self.window_s is not None and not self.readers
-
-    # What may happen.
-
-    @rule(pieces=st.lists(RAW, min_size=1, max_size=4))
-    def say(self, pieces: list[str]) -> None:
-        for piece in pieces:
-            self._say(piece)
-
-    def _say(self, piece: str) -> None:
-        stored, _ = expected(self.raw + piece)
-        if self.state != "running":
+    def speak(self, piece: str) -> None:
+        if self.status is not None:
             assert self.reply.say(piece) is False
-        elif self.limit_chars is not None and len(stored) > self.limit_chars:
+        elif self.is_too_long(piece):
             with pytest.raises(TooLong, match=f"longer than {self.limit_chars} characters"):
                 self.reply.say(piece)
             # As its driver does.
-            self.raw = self.text
             self.reply.close("failed")
-            self._closed("failed")
+            self.said(piece)
         else:
-            self.raw += piece
-            self.text = stored
+            self.said(piece)
             assert self.reply.say(piece) is not self.is_held
+
+    def come(self, seen: str, elsewhere: bool) -> FakeReader:
+        reader = FakeReader(seen)
+        if self.status is None and not self.readers:
+            self.expected_calls.append("read")
+        self.expected_wakes[reader] = 0
+        self.reply.attach(reader)
+        return reader
+
+    def leave(self, reader: FakeReader, abruptly: bool) -> None:
+        reader.follows = False
+        if self.status is None and self.readers == [reader]:
+            self.expected_calls.append("unread")
+        self.reply.detach(reader)
+
+    def bring_about(self, status: FinalStatus, elsewhere: bool) -> FinalStatus:
+        self.reply.close(status)
+        return status
+
+    def actual_text(self) -> str:
+        return self.reply.text
+
+    def actual_status(self) -> FinalStatus | None:
+        return None if self.reply.state is RUNNING else self.reply.state.status
+
+    def model_waits(self) -> bool:
+        return self.reply.is_held
+
+    # What else may happen.
 
     @rule()
     def think(self) -> None:
@@ -171,37 +144,16 @@ class ReplyMachine(RuleBasedStateMachine):
         self.reply.think("Hm")
         assert {reader: reader.thoughts for reader in self.readers} == expected_thoughts
 
-    @rule(target=attached)
-    def attach(self) -> FakeReader:
-        reader = FakeReader()
-        if self.state == "running" and not self.readers:
-            self.expected_calls.append("read")
-        self.readers.append(reader)
-        self.expected_wakes[reader] = 0
-        self.reply.attach(reader)
-        return reader
-
-    @rule(reader=attached, twice=st.booleans())
+    @rule(reader=ReplyMachine.attached, twice=st.booleans())
     def catch_up(self, reader: FakeReader, twice: bool) -> None:
         reader.seen += self.reply.text[len(reader.seen) :]
         reader.follows = reader.keeps_up = True
         for _ in range(1 + twice):
             self.reply.follow(reader)
 
-    @rule(reader=attached, takes_last=st.booleans())
+    @rule(reader=ReplyMachine.attached, takes_last=st.booleans())
     def fall_behind(self, reader: FakeReader, takes_last: bool) -> None:
         reader.keeps_up, reader.takes_last = False, takes_last
-
-    @rule(reader=consumes(attached))
-    def detach(self, reader: FakeReader) -> None:
-        self.readers.remove(reader)
-        reader.follows = False
-        was_running = self.state == "running"
-        self.reply.detach(reader)
-        if was_running and not self.readers:
-            self.expected_calls.append("unread")
-            if self.window_s == 0:
-                self._closed("disconnected")
 
     @precondition(lambda self: self.wanted is None)
     @rule()
@@ -215,19 +167,12 @@ class ReplyMachine(RuleBasedStateMachine):
         self._step()
         self.wanted = None
 
-    # Not too soon: there is more to see before it.
-    @precondition(lambda self: self.state == "running" and len(self.raw) > 4)
-    @rule(status=STATUSES)
-    def close(self, status: FinalStatus) -> None:
-        self.reply.close(status)
-        self._closed(status)
-
-    @precondition(lambda self: self.state == "closing")
+    @precondition(lambda self: self.status is not None and not self.is_stored)
     @rule(status=STATUSES)
     def end(self, status: FinalStatus) -> None:
         """Stored by then, and not always as its home wished: others may have come first."""
         self.reply.end(Ended(status))
-        self.state, self.status = "ended", status
+        self.is_stored, self.status = True, status
         for reader in self.readers:
             self.expected_wakes[reader] += 1
 
@@ -237,44 +182,33 @@ class ReplyMachine(RuleBasedStateMachine):
         self.reply.cut("Why.")
         assert all(reader.cuts == cuts[reader] for reader in self.readers)
 
-    @precondition(lambda self: self.state != "running")
+    @precondition(lambda self: self.status is not None)
     @rule(status=STATUSES)
     def close_again(self, status: FinalStatus) -> None:
         with pytest.raises(AssertionError):
             self.reply.close(status)
 
-    @precondition(lambda self: self.state == "ended")
+    @precondition(lambda self: self.is_stored)
     @rule(status=STATUSES)
     def end_again(self, status: FinalStatus) -> None:
         with pytest.raises(AssertionError):
             self.reply.end(Ended(status))
 
-    # What is so at any time.
+    # What else is so at any time.
 
     @invariant()
-    def it_has_one_end(self) -> None:
-        states = {"running": RUNNING, "closing": Closing, "ended": Ended}
-        if self.state == "running":
-            assert self.reply.state is RUNNING
-        else:
-            assert self.reply.state == states[self.state](self.status)
+    def its_state_says_whether_its_end_is_stored(self) -> None:
+        kind = type(RUNNING) if self.status is None else Ended if self.is_stored else Closing
+        assert type(self.reply.state) is kind
 
     @invariant()
-    def it_has_what_was_said(self) -> None:
-        assert self.reply.text == self.text
+    def its_length_is_known(self) -> None:
         assert self.reply.length == len(self.text)
-        assert self.limit_chars is None or self.reply.length <= self.limit_chars
 
     @invariant()
     def it_can_be_stored(self) -> None:
         assert not re.search("[\0\ud800-\udfff]", self.reply.text)
         assert storable(self.reply.text) == self.reply.text
-
-    @invariant()
-    def readers_have_seen_the_beginning_of_it(self) -> None:
-        for reader in self.readers:
-            assert self.text.startswith(reader.seen)
-            assert reader.seen == self.text or not reader.follows
 
     @invariant()
     def readers_are_woken_at_its_end_and_not_before(self) -> None:
@@ -287,18 +221,17 @@ class ReplyMachine(RuleBasedStateMachine):
         assert self.calls == self.expected_calls
 
     @invariant()
-    def its_model_waits_exactly_while_it_is_held(self) -> None:
-        assert self.reply.is_held is self.is_held
+    def what_is_wanted_is_known_once_it_is_not_held(self) -> None:
         if self.wanted is not None:
             self._step()
             assert self.wanted.done() is not self.is_held
             if self.wanted.done():
-                assert self.wanted.result() is (self.state == "running")
+                assert self.wanted.result() is (self.status is None)
                 self.wanted = None
 
 
-ReplyMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=30, deadline=None)
-TestReply = ReplyMachine.TestCase
+ReplyByItself.TestCase.settings = settings(max_examples=300, stateful_step_count=30, deadline=None)
+TestReply = ReplyByItself.TestCase
 
 
 def halves(text: str) -> str:
