@@ -73,9 +73,7 @@ def create_app(settings: Settings, *, model: Model | None = None) -> web.Applica
         web.RouteDef(route.method, route.path, route.handler, route.kwargs | {"expect_handler": expect})
         for route in [
             web.get("/", site.page_file("index.html")),
-            web.get("/chat.js", site.page_file("chat.js")),
-            web.get("/sse.js", site.page_file("sse.js")),
-            web.get("/chat.css", site.page_file("chat.css")),
+            *(web.get(f"/{name}", site.page_file(name)) for name in site.SCRIPTS_AND_STYLES),
             web.get("/openapi.json", site.page_file("openapi.json")),
             web.get("/health", site.health),
             web.get("/ready", site.ready),

@@ -13,10 +13,12 @@ from aiohttp.test_utils import TestClient, TestServer
 from serving import StartServer
 from support import Gated, Rows, Tenant, events, says
 
+from app.api.site import SCRIPTS_AND_STYLES
+
 DOCUMENT: dict[str, Any] = json.loads((Path(__file__).parent.parent / "web/openapi.json").read_text())
 METHODS = {"get", "post", "delete"}
 # The page is no part of what programs use.
-PAGE = {"/", "/chat.js", "/sse.js", "/chat.css"}
+PAGE = {"/", *(f"/{name}" for name in SCRIPTS_AND_STYLES)}
 
 
 def operations() -> set[tuple[str, str]]:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from support import RawClient, Tenant, post
 
+from app.api.site import WEB
+
 
 @pytest.mark.parametrize(
     ("path", "content_type"),
-    [
-        ("/", "text/html"),
-        ("/chat.js", "text/javascript"),
-        ("/sse.js", "text/javascript"),
-        ("/chat.css", "text/css"),
-    ],
+    [("/", "text/html"), ("/chat.js", "text/javascript"), ("/chat.css", "text/css")],
 )
 async def test_page_file_is_served_under_a_strict_policy(client: TestClient, path: str, content_type: str) -> None:
     response = await client.get(path)
@@ -24,6 +23,16 @@ async def test_page_file_is_served_under_a_strict_policy(client: TestClient, pat
     assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
     assert "unsafe" not in policy
     assert response.headers["X-Content-Type-Options"] == "nosniff"
+
+
+async def test_page_names_each_script_that_there_is_and_each_is_served(client: TestClient) -> None:
+    page = await (await client.get("/")).text()
+    scripts = re.findall(r'<script src="([^"]+)" defer></script>', page)
+    assert sorted(scripts) == sorted(path.name for path in WEB.glob("*.js"))
+    for name in scripts:
+        response = await client.get(f"/{name}")
+        assert response.content_type == "text/javascript"
+        assert await response.text() == (WEB / name).read_text()
 
 
 @pytest.mark.parametrize(

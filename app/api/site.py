@@ -16,6 +16,7 @@ from app.storage.store import STORE
 STOP: web.AppKey[asyncio.Event] = web.AppKey("stop", asyncio.Event)
 
 WEB = Path(__file__).parents[2] / "web"
+SCRIPTS_AND_STYLES = sorted(path.name for path in WEB.iterdir() if path.suffix in {".js", ".css"})
 
 # The page's own files, and connections to whatever server its reader configures. It frames nothing and is
 # framed by nobody.

@@ -1,0 +1,95 @@
+'use strict';
+
+/*
+ * What the server has stored of the chat that is open.
+ * Uses elements.js, requests.js, thread.js.
+ *
+ *     past.open(chatId)                    // null: a new chat, which gets its id later: past.chat = …
+ *     past.onrunning = (message) => …      // its last reply still runs
+ *     past.onmissing = (failure) => …      // there is no such chat
+ */
+const past = (() => {
+    const LONGEST_DELAY_MS = 8000;
+
+    let visit = new AbortController();
+    let next = null;
+
+    const room = {
+        chat: null,
+        loaded: null, // a promise while there is something to wait for
+
+        /** What begins with a chat ends with it. */
+        get signal() {
+            return visit.signal;
+        },
+
+        open(chat) {
+            visit.abort();
+            visit = new AbortController();
+            room.chat = chat;
+            $('earlier-notice').replaceChildren();
+            $('earlier').hidden = true;
+            room.loaded = chat && load();
+        },
+
+        look,
+        settle,
+        onrunning() {},
+        onmissing() {},
+    };
+
+    async function load() {
+        const { signal } = visit;
+        try {
+            const page = await fetchPage(signal);
+            thread.prepend(page.messages);
+            const last = page.messages.at(-1);
+            if (last?.status === 'streaming') room.onrunning(last);
+            settle(signal, 500);
+        } catch (error) {
+            if (signal.aborted) return;
+            if (error.status === 404) room.onmissing(error);
+            else showNotice($('notice'), error, { Retry: () => (room.loaded = load()) });
+        }
+    }
+
+    async function loadEarlier(before) {
+        const { signal } = visit;
+        try {
+            const page = await fetchPage(signal, `&before=${before}`);
+            thread.follow(false);
+            thread.prepend(page.messages);
+            thread.scroller.focus({ preventScroll: true });
+        } catch (error) {
+            if (!signal.aborted) showNotice($('earlier-notice'), error, { Retry: () => loadEarlier(before) });
+        }
+    }
+
+    async function fetchPage(signal, query = '') {
+        const page = await requestJson(`/chats/${room.chat}/messages?limit=50${query}`, { signal });
+        next = page.next;
+        $('earlier').hidden = next === null;
+        return page;
+    }
+
+    /** Look how replies have ended that nobody reads here. */
+    async function look(signal) {
+        const page = await requestJson(`/chats/${room.chat}/messages?limit=50`, { signal });
+        page.messages.forEach(thread.update);
+    }
+
+    /** Look again and again, ever more seldom. */
+    async function settle(signal, delay) {
+        if (!thread.messages.querySelector('li[data-status=streaming]')) return;
+        await new Promise((resolve) => setTimeout(resolve, delay));
+        if (!signal.aborted) await look(signal).catch(() => {});
+        if (!signal.aborted) settle(signal, Math.min(delay * 2 || 500, LONGEST_DELAY_MS));
+    }
+
+    $('earlier').addEventListener('click', () => {
+        if (next) loadEarlier(next);
+        next = null; // One click, one page.
+    });
+
+    return room;
+})();

@@ -1,0 +1,49 @@
+'use strict';
+
+/*
+ * Requests to the chat server, in the name of the caller of the settings. No DOM.
+ * Uses settings.js.
+ */
+
+/** What is told of an error, in the server's own words where it has said something. */
+class Failure extends Error {
+    constructor(title, message, { requestId = null, status = 0 } = {}) {
+        super(message);
+        Object.assign(this, { title, requestId, status });
+    }
+}
+
+/** Return the response if it is a good one; raise Failure, or AbortError where the caller has aborted it. */
+async function request(path, options = {}) {
+    await settings.ready;
+    const { server, org, user, token } = settings.current;
+    const who = token ? { authorization: `Bearer ${token}` } : { 'x-org-id': org, 'x-user-id': user };
+    const headers = { ...who, ...options.headers };
+    let response;
+    try {
+        response = await fetch(server + path, { cache: 'no-store', credentials: 'omit', ...options, headers });
+    } catch (error) {
+        if (error.name === 'AbortError') throw error;
+        const { origin } = location;
+        const foreign = new URL(server).origin !== origin;
+        const hint = foreign ? `, and is ${origin === 'file://' ? 'null' : origin} in its CORS_ORIGINS?` : '?';
+        throw new Failure('No connection', `${server} does not answer. Is the server running${hint}`);
+    }
+    if (response.ok) return response;
+    const body = Object(await response.json().catch(() => null));
+    throw new Failure(
+        body.error ?? `HTTP ${response.status}`,
+        body.message ?? `The server answered with status ${response.status} ${response.statusText}.`,
+        { requestId: body.requestId ?? response.headers.get('x-request-id'), status: response.status },
+    );
+}
+
+async function requestJson(path, options) {
+    const response = await request(path, options);
+    try {
+        return await response.json();
+    } catch (error) {
+        if (error.name === 'AbortError') throw error;
+        throw new Failure('Not JSON', `${settings.current.server} answered with something else. Is it a chat server?`);
+    }
+}

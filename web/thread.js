@@ -1,0 +1,163 @@
+'use strict';
+
+/*
+ * The messages of the open chat: how they look, how they are read aloud, and what is in view.
+ * Uses elements.js, meter.js.
+ */
+const thread = (() => {
+    const scroller = $('scroller');
+    const messages = $('messages');
+
+    // ---- Scrolling: keep to the end of the messages unless the reader has scrolled up.
+
+    const AT_END_PX = 2; // Heights are rounded, and in a zoomed page positions are fractions.
+    const NEAR_END_PX = 64; // Who goes to the end, and glides, finds that it has gone on by some lines.
+    const TREMOR_PX = 4;
+
+    let following = true;
+    let lastTop = 0; // Where we have put the messages, or the reader has.
+
+    const belowPx = () => scroller.scrollHeight - scroller.clientHeight - scroller.scrollTop;
+
+    function follow(wanted) {
+        following = wanted;
+        $('jump').hidden = wanted;
+        if (wanted) scrollToPx(scroller.scrollHeight);
+    }
+
+    /** Scroll as far as it goes; from there on, what is higher up is the reader's doing. */
+    function scrollToPx(top) {
+        scroller.scrollTop = top;
+        lastTop = scroller.scrollTop;
+    }
+
+    // The event comes a frame later. By then the text may have grown, or the meter or a keyboard taken room: the end is
+    // elsewhere, but nobody has moved. A browser that gets room back moves up by itself, but then it is at the end.
+    scroller.addEventListener('scroll', () => {
+        const downPx = scroller.scrollTop - lastTop;
+        if (following && downPx < -1 && belowPx() > AT_END_PX) follow(false);
+        else if (!following && belowPx() < (downPx > TREMOR_PX ? NEAR_END_PX : AT_END_PX)) follow(true);
+        if (!following) lastTop = scroller.scrollTop;
+    });
+    const growth = new ResizeObserver(() => {
+        if (following || belowPx() < AT_END_PX) follow(true);
+    });
+    growth.observe(scroller);
+    growth.observe($('thread'));
+
+    $('jump').addEventListener('click', () => {
+        follow(true);
+        $('message').focus();
+    });
+
+    // ---- Messages
+
+    const STATUS_TEXT = {
+        streaming: 'Still being written…',
+        disconnected: 'Left before the end',
+        failed: 'Failed before the end',
+        interrupted: 'Interrupted: the server stopped before the end',
+        stopped: 'Stopped',
+        resuming: 'Connection lost; going on where it broke…',
+        busy: 'One moment; the reply goes on by itself…',
+        stopping: 'Stopping…',
+        unread: 'Not read to the end',
+        unsent: 'Not sent',
+    };
+
+    function messageItem({ message_id: id = '', role, content, status = 'complete' }) {
+        const who = el('span', { className: 'unseen', textContent: role === 'user' ? 'You: ' : 'Reply: ' });
+        const text = el('div', { className: 'text', dir: 'auto', textContent: content });
+        const item = el('li', { id, className: role }, who, text, el('p', { className: 'status' }));
+        mark(item, status);
+        return item;
+    }
+
+    function mark(item, status, note = STATUS_TEXT[status] ?? '') {
+        item.dataset.status = status;
+        item.querySelector('.status').textContent = note;
+    }
+
+    /** Show how a reply has ended that nobody reads here. */
+    function update(message) {
+        const item = $(message.message_id);
+        if (item?.dataset.status !== 'streaming' || message.status === 'streaming') return;
+        // What was read is not taken away, even where less is stored.
+        if (message.content.length <= item.querySelector('.text').textContent.length) mark(item, message.status);
+        else item.replaceWith(messageItem(message));
+    }
+
+    /** Show messages above those that are there. What was read stays where it was. */
+    function prepend(older) {
+        const fromEnd = scroller.scrollHeight - scroller.scrollTop;
+        messages.prepend(...older.map(messageItem));
+        if (following) return;
+        scrollToPx(scroller.scrollHeight - fromEnd);
+    }
+
+    /** A reply as it arrives. The page is touched once a frame, however fast the tokens come. */
+    class LiveReply {
+        constructor(content = '') {
+            this.item = messageItem({ role: 'assistant', content: '', status: 'streaming' });
+            mark(this.item, 'live');
+            this.node = document.createTextNode(content);
+            this.item.querySelector('.text').append(this.node);
+            this.unshown = this.unsaid = '';
+            this.frame = 0;
+        }
+
+        add(token) {
+            this.unshown += token;
+            this.frame ||= requestAnimationFrame(() => this.show());
+        }
+
+        show() {
+            cancelAnimationFrame(this.frame);
+            this.frame = 0;
+            if (this.unshown && this.item.dataset.status === 'resuming') mark(this.item, 'live');
+            this.node.appendData(this.unshown);
+            this.unsaid += this.unshown;
+            this.unshown = '';
+            const sentences = /^[^]*[.!?…。！？]["”’)]*\s/.exec(this.unsaid)?.[0];
+            if (sentences) this.say(sentences);
+            meter.draw();
+        }
+
+        say(text) {
+            this.unsaid = this.unsaid.slice(text.length);
+            if (this.item.isConnected) announce(text);
+        }
+
+        /** Tell that it is interrupted, aloud only once. */
+        wait(why) {
+            this.show();
+            const note = STATUS_TEXT[why];
+            if (this.item.dataset.status !== 'resuming') announce(note);
+            mark(this.item, 'resuming', note);
+        }
+
+        end(status, note) {
+            this.show();
+            mark(this.item, status, note);
+            this.say(this.unsaid);
+            announce(this.item.querySelector('.status').textContent);
+        }
+
+        complete() {
+            const chars = Array.from(this.node.data).length;
+            this.end('complete', `Complete: ${chars} characters, equal to fullText`);
+        }
+
+        /** End with another text than was read. */
+        differ(fullText) {
+            this.show();
+            const text = this.node.data;
+            let same = 0;
+            while (same < text.length && text[same] === fullText[same]) same += 1;
+            this.node.data = fullText;
+            this.end('differs', `The tokens differ from fullText from character ${same + 1} on; fullText is shown`);
+        }
+    }
+
+    return { messages, scroller, STATUS_TEXT, follow, messageItem, mark, update, prepend, LiveReply };
+})();
