@@ -71,8 +71,8 @@ def aimock(node: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
         process.wait(10)
 
 
-async def listening(port: int) -> None:
-    async with asyncio.timeout(20):
+async def listening(port: int, timeout_s: float = 20) -> None:
+    async with asyncio.timeout(timeout_s):
         while True:
             try:
                 _, writer = await asyncio.open_connection("127.0.0.1", port)
