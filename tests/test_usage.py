@@ -109,6 +109,16 @@ async def test_failure_of_what_is_no_stream_is_its_status(
     assert reply == [(0, 0, False)]
 
 
+@pytest.mark.parametrize(("said_s", "told"), [(None, "5"), (0, "5"), (21.2, "22"), (86400, "3600")])
+async def test_busy_providers_retry_after_is_passed_on(
+    start_server: StartServer, aiohttp_client: Any, tenant: Tenant, said_s: float | None, told: str
+) -> None:
+    busy = ModelBusy("429", retry_after_s=said_s)
+    client: TestClient = await aiohttp_client(await start_server(model=says(busy)))
+    async with client.post("/chat", json={"message": "Hi"}, headers=tenant.headers) as response:
+        assert (response.status, response.headers["Retry-After"]) == (503, told)
+
+
 @pytest.mark.parametrize(
     ("stop", "reason"),
     [(Stop("end"), None), (Stop("length"), "length"), (Stop("refusal"), "refusal"), (None, None)],

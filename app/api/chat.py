@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from math import ceil
 from uuid import uuid4
 
 from aiohttp import web
@@ -46,8 +47,10 @@ log = logging.getLogger(__name__)
 # A question may find one reply running that nobody reads, and meet another one before its own is opened.
 ASK_TRIES = 3
 
-# Before a question is worth asking again that a busy model has not answered.
+# Before a question is worth asking again that a busy model has not answered, where its provider has not said; and
+# the most that is passed on of what it has.
 BUSY_S = 5
+BUSY_MOST_S = 3600
 
 
 async def send(request: web.Request) -> web.Response:
@@ -259,7 +262,8 @@ def reply_failed(ended: Ended) -> ApiError:
     if ended.reason not in ERRORS:
         return ApiError(502, "Reply failed", message)
     status, error, _ = ERRORS[ended.reason]
-    return ApiError(status, error, message, headers={"Retry-After": str(BUSY_S)} if status == 503 else {})
+    after_s = min(ceil(ended.retry_after_s or BUSY_S), BUSY_MOST_S)
+    return ApiError(status, error, message, headers={"Retry-After": str(after_s)} if status == 503 else {})
 
 
 def reply_runs(running_id: str | None) -> ApiError:

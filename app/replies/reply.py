@@ -30,6 +30,8 @@ class Ending:
     status: FinalStatus
     reason: Reason | None = None
     usage: Usage | None = None
+    # Of a busy provider: what it said, to whoever waits at the reply's home. Not stored.
+    retry_after_s: float | None = None
 
 
 class Closing(Ending):
@@ -169,14 +171,16 @@ class Reply:
             await self._awaited
         return self.state is RUNNING
 
-    def close(self, status: FinalStatus, reason: Reason | None = None) -> None:
+    def close(
+        self, status: FinalStatus, reason: Reason | None = None, *, retry_after_s: float | None = None
+    ) -> None:
         """Let no more be said: it is to be stored that it ended so."""
         assert self.state is RUNNING
         if self._half:
             self._half = ""
             with suppress(TooLong):
                 self._add("\ufffd")
-        self.state = Closing(status, reason)
+        self.state = Closing(status, reason, retry_after_s=retry_after_s)
         self._wake_model()
 
     def end(self, ended: Ended, text: str | None = None) -> None:

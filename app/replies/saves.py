@@ -134,7 +134,7 @@ class Saves:
         """
         reply, usage = turn.reply, turn.usage()
         assert isinstance(reply.state, Closing)
-        ended = Ended(reply.state.status, reply.state.reason, usage)
+        ended = Ended(reply.state.status, reply.state.reason, usage, reply.state.retry_after_s)
         row = {
             "org_id": turn.caller.org_id,
             "reply_id": reply.id,

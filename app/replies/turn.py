@@ -82,6 +82,7 @@ class Turn:
         """Let the model speak until all is said, or no more is wanted."""
         status: FinalStatus = "complete"
         reason: Reason | None = None
+        retry_after_s: float | None = None
         try:
             pieces = model(conversation)
             self.total_pieces = getattr(pieces, "total_pieces", None)
@@ -101,6 +102,7 @@ class Turn:
         except (TooLong, ModelError) as exc:
             log.warning("Reply failed", extra={"messageId": self.reply.id, "cause": str(exc)})
             status, reason = "failed", getattr(exc, "reason", None)
+            retry_after_s = getattr(exc, "retry_after_s", None)
         except (Exception, asyncio.CancelledError):
             # Of a reply that runs, a CancelledError is not ours: what the model waited for was cancelled.
             if self.reply.state is RUNNING:
@@ -108,7 +110,7 @@ class Turn:
                 log.exception("Stream failed" if conversation.stream else "Reply failed", extra=said)
             status = "failed"
         if self.reply.state is RUNNING:
-            self.reply.close(status, reason)
+            self.reply.close(status, reason, retry_after_s=retry_after_s)
             await self._close()
 
     def end(self, status: FinalStatus) -> None:
