@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from house import (
@@ -24,6 +26,7 @@ from house import (
 from serving import StartServer
 from support import Gated, RawClient, Rows, Tenant, events, eventually, post, says
 
+from app.models import Conversation, Model, ModelBusy
 from app.storage.store import STORE
 
 KEY = "Idempotency-Key: one\r\n"
@@ -208,7 +211,7 @@ async def test_key_is_forgotten_after_a_day_and_its_turn_is_not(
     assert rows("select count(*) from messages where org_id = %s", tenant.org_id) == [(4,)]
 
 
-async def test_key_that_is_taken_back_while_it_is_looked_up_is_503(
+async def test_key_that_is_taken_back_while_it_is_looked_up_asks_anew(
     start_server: StartServer, rows: Rows, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = await start_server(model=says("Hello"))
@@ -222,10 +225,63 @@ async def test_key_that_is_taken_back_while_it_is_looked_up_is_503(
         return await turn_by_key(**params)  # type: ignore[arg-type]
 
     monkeypatch.setattr(store, "turn_by_key", find_late)
+    client, reply_id = await ask(server, tenant, KEY)
+    assert spoken(events(b"".join(await client.read_chunks()))) == "Hello"
+    assert rows("select reply_id::text from turn_keys where org_id = %s", tenant.org_id) == [(reply_id,)]
+
+
+async def test_key_that_is_taken_and_freed_again_and_again_is_503(
+    start_server: StartServer, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await start_server(model=says("Hello"))
+    client, _ = await ask(server, tenant, KEY)
+    await client.read_chunks()
+
+    async def find_none(**params: str) -> None:
+        return None
+
+    monkeypatch.setattr(server.app[STORE], "turn_by_key", find_none)
     client = await RawClient.connect(server)
     client.send(post("/chat/stream", b'{"message": "Hi"}', tenant, headers=KEY))
     status, body = await answer(client)
     assert (status, body["message"]) == (503, "The question was not stored; ask again.")
+
+
+def busy_once() -> Model:
+    """Return a model that is busy when it is asked for the first time."""
+    failures: list[Exception] = [ModelBusy("529")]
+
+    async def model(conversation: Conversation) -> AsyncIterator[str]:
+        while failures:
+            raise failures.pop()
+        for piece in PIECES:
+            yield piece
+
+    return model  # type: ignore[return-value]
+
+
+async def test_key_of_a_turn_whose_provider_was_busy_asks_the_same_question_anew(
+    start_server: StartServer, rows: Rows, tenant: Tenant
+) -> None:
+    servers = [await start_server(model=model) for model in [busy_once()] * 2]
+
+    async def post_at(i: int, message: bytes = b"Hi") -> tuple[int, Any]:
+        client = await RawClient.connect(servers[i % 2])
+        client.send(post("/chat", b'{"message": "%s"}' % message, tenant, headers=KEY))
+        return await answer(client)
+
+    status, body = await post_at(0)
+    assert (status, body["error"]) == (503, "Model busy")
+    status, body = await post_at(1, b"Another")
+    assert (status, body["error"]) == (409, "Key reused")
+    # By whichever of them the key is freed, it is one turn.
+    answers = await asyncio.gather(*(post_at(i) for i in range(20)))
+    assert {(status, body["reply"]) for status, body in answers} == {(200, TEXT)}
+    [reply_id] = {body["message_id"] for _, body in answers}
+    assert rows("select reply_id::text from turn_keys where org_id = %s", tenant.org_id) == [(reply_id,)]
+    # How the first one ended does not change.
+    kept = rows("select content, status from messages where org_id = %s and role = 'assistant'", tenant.org_id)
+    assert sorted(kept) == [("", "failed"), (TEXT, "complete")]
 
 
 @pytest.mark.parametrize("key", ["", "a b", "é", "x" * 256])

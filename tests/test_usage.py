@@ -74,7 +74,8 @@ async def test_failure_has_its_name_for_whoever_asks_wherever_and_whenever(
     assert events(b"".join(await mirrored.read_chunks()))[-1] == expected
     for server in (home, door):
         assert await last_event(server, tenant, reply_id) == expected
-        assert await asked_again(server, tenant) == expected
+        # Of a busy provider the key asks anew.
+        assert reason == "busy" or await asked_again(server, tenant) == expected
     row_reason = reason if reason in ("busy", "too_long", "refused") else None
     assert kept(rows, reply_id) == ("failed", row_reason, 1, 3, True)
     assert rows.messages(tenant.org_id)[1][1] == "Hello"
@@ -102,11 +103,12 @@ async def test_failure_of_what_is_no_stream_is_its_status(
         assert answer["message"] == f"{why}; what it said so far is saved."
         assert ("Retry-After" in response.headers) == (status == 503)
     # A provider that never answered costs nothing.
-    reply = rows(
+    replies = rows(
         "select input_tokens, output_tokens, is_estimated from messages where org_id = %s and status = 'failed'",
         tenant.org_id,
     )
-    assert reply == [(0, 0, False)]
+    # Of a busy one it was asked twice.
+    assert replies == [(0, 0, False)] * (2 if reason == "busy" else 1)
 
 
 @pytest.mark.parametrize(("said_s", "told"), [(None, "5"), (0, "5"), (21.2, "22"), (86400, "3600")])

@@ -221,11 +221,12 @@ async def ask(
         refuse_question(opened)
         running_id, home_id = opened.running_id, opened.running_server_id
         if running_id is None or home_id is None:
-            # The key's turn has just been taken back, unless others of the chat come first again and again.
-            raise reply_runs(None) if opened.overtaken else undone()
-        if not await app[ELSEWHERE].make_way(caller, running_id, home_id):
+            # Others of the chat come first again and again; else the key has just become free.
+            if opened.overtaken:
+                break
+        elif not await app[ELSEWHERE].make_way(caller, running_id, home_id):
             break
-    raise reply_runs(running_id)
+    raise reply_runs(running_id) if running_id or opened.overtaken else undone()
 
 
 def refuse_question(opened: OpenedTurn) -> None:
@@ -239,7 +240,7 @@ def refuse_question(opened: OpenedTurn) -> None:
 
 
 async def attach_earlier(request: web.Request, client: Client, key: str | None, asked: bytes) -> Reply | None:
-    """Let `client` read the reply that the key has opened before; return None if there is none.
+    """Let `client` read the reply that the key has opened before; return None if there is none, or it was busy.
 
     Raises:
         ApiError: 409, the key was used for another question; 503, the reply may be taken back.
