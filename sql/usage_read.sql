@@ -31,9 +31,13 @@ cross join (
         coalesce(json_agg(json_build_object(
             'scope', case when budgets.user_id is null then 'org' else 'user' end,
             'period', period,
-            'units', units,
-            'used', case when window_start < date_trunc(period, now(), 'UTC') then 0 else used / 1000000.0 end,
-            'reserved', case when window_start < date_trunc(period, now(), 'UTC') then 0 else reserved / 1000000.0 end,
+            -- Without zeros after the point: whole numbers are whole in JSON, too.
+            'units', trim_scale(units),
+            'used', case when window_start < date_trunc(period, now(), 'UTC') then 0 else trim_scale(used / 1000000.0) end,
+            'reserved', case
+                when window_start < date_trunc(period, now(), 'UTC') then 0
+                else trim_scale(reserved / 1000000.0)
+            end,
             'resets_s', ceil(extract(epoch from
                 (date_trunc(period, now() at time zone 'UTC') + ('1 ' || period)::interval) at time zone 'UTC' - now()
             ))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 from uuid import uuid4
 
@@ -14,6 +15,7 @@ from serving import StartServer
 from support import Gated, RawClient, Rows, Tenant, events, eventually, logged, post, says
 
 from app.models import ConversationTooLong, ModelBusy, ModelError, Piece, Reasoning, Refused, Stop, Usage
+from app.parsers import Price
 
 COUNTED = Usage(7, 9)
 USAGE = {"input": 7, "output": 9, "estimated": False}
@@ -287,3 +289,26 @@ async def test_usage_of_who_is_made_with_their_first_question_is_nothing_and_the
     assert 0 < budget.pop("resets_s") <= 31 * 86400
     assert budget == {"scope": "org", "period": "month", "units": 5000, "used": 0, "reserved": 0}
     assert rows("select count(*) from users where org_id = %s", tenant.org_id) == [(1,)]
+
+
+async def test_numbers_of_budgets_have_a_point_only_where_they_are_not_whole(
+    start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant
+) -> None:
+    rows("insert into budgets (org_id, period, units) values (%s, 'month', 5000)", tenant.org_id)
+    rows(
+        "insert into budgets (org_id, user_id, period, units) values (%s, %s, 'day', 40.5)",
+        *(tenant.org_id, tenant.user_id),
+    )
+    model = says("Hello", COUNTED)
+    client: TestClient = await aiohttp_client(
+        await start_server(
+            model=model, model_max_tokens=10, model_price=Price(Decimal(500_000), Decimal(1_000_000))
+        )
+    )
+    for used in ("0", "12.5"):
+        async with client.get("/usage", headers=tenant.headers) as response:
+            answer = await response.text()
+        assert f'"units": 5000, "used": {used}, "reserved": 0,' in answer
+        assert f'"units": 40.5, "used": {used}, "reserved": 0,' in answer
+        async with client.post("/chat", json={"message": "Hi"}, headers=tenant.headers) as response:
+            assert response.status == 200
