@@ -307,10 +307,11 @@ async def test_never_again_what_will_not_pass(broken: bytes) -> None:
 
 
 async def test_refused_connection_is_tried_again(unused_tcp_port: int) -> None:
-    async with model("openai", f"http://127.0.0.1:{unused_tcp_port}") as remote:
+    async with model("openai", f"http://127.0.0.1:{unused_tcp_port}/v1") as remote:
         pieces, failure = await said(remote)
     assert (pieces, type(failure)) == ([], ModelError)
-    assert "no answer: ClientConnectorError " in str(failure)
+    asked = f"http://127.0.0.1:{unused_tcp_port}/v1/chat/completions"
+    assert f"no answer from {asked}: ClientConnectorError " in str(failure)
 
 
 @pytest.mark.parametrize("first", ["text", "reasoning"])
@@ -447,7 +448,8 @@ async def test_the_wait_for_the_first_piece_holds_for_all_that_is_tried(headers:
         began_s = loop.time()
         _, failure = await said(remote)
         assert 0.39 < loop.time() - began_s < 0.6
-    assert (str(failure), len(provider.connections)) == ("no answer: TimeoutError", 3)
+    why = f"no answer from {provider.url}/chat/completions: TimeoutError"
+    assert (str(failure), len(provider.connections)) == (why, 3)
 
 
 async def test_silence_after_a_piece() -> None:

@@ -114,7 +114,9 @@ class Remote:
                         allow_redirects=False,
                     )
             except (aiohttp.ClientError, OSError) as exc:
-                raise ModelError(f"no answer: {type(exc).__name__} {exc}".rstrip(), passing=True) from None
+                # It holds but host and path: MODEL_URL may have no more.
+                why = f"no answer from {self._wire.url}: {type(exc).__name__} {exc}".rstrip()
+                raise ModelError(why, passing=True) from None
             if response.status == 200 and response.content_type not in ("application/json", "text/html"):
                 return response
             said = await read_error(response)
