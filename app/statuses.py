@@ -35,7 +35,7 @@ def failure(status: FinalStatus, reason: Reason | None = None) -> str:
         "complete": "The reply is complete",
         "failed": "The model failed",
         "interrupted": "The server is stopping",
-        "disconnected": "The client left",
+        "disconnected": "Nobody was reading the reply any more",
         "stopped": "The reply was stopped",
     }[status]
     if reason in ERRORS:

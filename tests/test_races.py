@@ -33,7 +33,7 @@ from app.storage.db import DatabaseAway
 from app.storage.store import STORE
 
 SAVED = "; what it said so far is saved."
-DISCONNECTED = {"error": "Stream failed", "message": "The client left" + SAVED}
+DISCONNECTED = {"error": "Stream failed", "message": "Nobody was reading the reply any more" + SAVED}
 STOPPED = {"error": "Stopped", "message": "The reply was stopped" + SAVED}
 
 

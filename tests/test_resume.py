@@ -158,7 +158,7 @@ async def test_after_the_window_the_model_is_closed_and_the_rest_is_an_error(
     status, read = await read_rest(await come_back(house.door, tenant, reply_id, 3))
     assert status == b"HTTP/1.1 200 OK"
     assert spoken(read) == seen[3:]
-    assert read[-1] == {"error": "Stream failed", "message": "The client left" + SAVED}
+    assert read[-1] == {"error": "Stream failed", "message": "Nobody was reading the reply any more" + SAVED}
     status, _ = await (await come_back(house.door, tenant, reply_id, len(seen))).read_head()
     assert status == b"HTTP/1.1 204 No Content"
 
