@@ -24,6 +24,7 @@ from httpx_sse import aconnect_sse
 from ledger import FULL, LONG, NODE, SEED, Server, ledger
 from support import Rows, Tenant, eventually
 from test_network import Nginx, running, tool, words_of
+from test_readme import snippet
 
 pytestmark = [
     pytest.mark.skipif(
@@ -245,3 +246,36 @@ async def test_client_gets_no_empty_message_and_where_it_comes_back_by_itself_as
     [(_, question, _), (_, reply, status)] = own_rows.messages(tenant.org_id)
     assert (question, reply, status) == ("Hi", done["fullText"], "complete")
     assert server.errors() == []
+
+
+# What the README's client gives, or throws.
+IN_NODE = """
+const [url, headers] = process.argv.slice(2);
+const reply = ask(url, JSON.parse(headers), { message: 'Hi' });
+let text = '';
+try {
+  for await (const token of reply.tokens()) text += token;
+} catch (error) {
+  text = error.message;
+}
+console.log(text);
+"""
+
+
+async def test_readmes_client_in_node_asks_a_whole_url_and_refuses_another_at_once(
+    node: str, serve: Callable[..., Server], own_rows: Rows, tmp_path: Path
+) -> None:
+    server, tenant = serve(), own_rows.tenant()
+    program = tmp_path / "client.mjs"
+    program.write_text(snippet("js", "function ask(").split("// '':")[0] + IN_NODE)
+    headers = json.dumps(tenant.headers | {"content-type": "application/json"})
+    for url in (server.base, ""):
+        async with running(node, program, url, headers) as client:
+            assert client.stdout
+            # By itself it would come back for a minute and a half.
+            said = await asyncio.wait_for(client.stdout.read(), 20)
+        if url:
+            [(_, question, _), (_, reply, status)] = own_rows.messages(tenant.org_id)
+            assert (question, said.decode(), status) == ("Hi", f"{reply}\n", "complete")
+        else:
+            assert said == b"Failed to parse URL from /chat/stream\n"
