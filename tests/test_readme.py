@@ -146,7 +146,7 @@ async def psql(url: str, statement: str | None = None) -> bytes:
     for shown, here in (
         (".venv/lib/python3*/site-packages", sysconfig.get_path("purelib")),
         ("$PWD/.data", parse_dsn(url)["host"]),
-        ("'select role, status, content from messages'", statement and shlex.quote(statement)),
+        ("select role, status, content from messages;", statement),
     ):
         assert shown in command
         command = command.replace(shown, here or shown)
