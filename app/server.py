@@ -26,6 +26,7 @@ from app.replies.bells import Bells
 from app.replies.elsewhere import ELSEWHERE, Elsewhere
 from app.replies.guard import Guard
 from app.replies.lease import GUARD_S, Lease
+from app.replies.meter import utf8_length
 from app.replies.mirrors import MIRRORS, Mirrors
 from app.replies.openings import Openings
 from app.replies.reader import READERS, Readers
@@ -55,7 +56,11 @@ TICKET_AGE_S = 3600.0
 # For how long the same Idempotency-Key is the same turn.
 KEY_AGE_S = 24 * 3600.0
 
+# A reply of fewer is not worth its question.
+MIN_TOKENS = 50
+
 MODEL: web.AppKey[Model] = web.AppKey("model")
+SERVER_ID: web.AppKey[int] = web.AppKey("server_id", int)
 BELLS: web.AppKey[Bells] = web.AppKey("bells", Bells)
 GUARD: web.AppKey[Guard] = web.AppKey("guard", Guard)
 
@@ -112,7 +117,20 @@ async def keep_database(app: web.Application) -> AsyncIterator[None]:
     """Keep the pool, for as long as there are statements to run."""
     settings = app[SETTINGS]
     assert settings.database_url is not None
-    database = Database(settings.database_url, pool_size=settings.pool_size, timeout_s=settings.db_timeout_s)
+    # Replies carry it; that its lock is held tells other servers that this one lives.
+    app[SERVER_ID] = secrets.randbits(62)
+    constants = {
+        "server_id": app[SERVER_ID],
+        "create_caller": settings.jwt_create_users,
+        "history_limit": settings.history_limit_messages,
+        "max_tokens": settings.model_max_tokens,
+        "min_tokens": MIN_TOKENS,
+        "system_bytes": utf8_length(settings.model_system or ""),
+        **settings.model_price._asdict(),
+    }
+    database = Database(
+        settings.database_url, pool_size=settings.pool_size, timeout_s=settings.db_timeout_s, constants=constants
+    )
     app[DATABASE] = database
     app[STORE] = Store(database)
     yield
@@ -122,17 +140,15 @@ async def keep_database(app: web.Application) -> AsyncIterator[None]:
 async def keep_turns(app: web.Application) -> AsyncIterator[None]:
     """Keep the running turns, and what looks after them; in the end, wait until what ended is stored."""
     settings, database, store = app[SETTINGS], app[DATABASE], app[STORE]
-    # Replies carry it; that its lock is held tells other servers that this one lives.
-    server_id = secrets.randbits(62)
     lease, tasks = Lease(), Tasks()
-    app[BELLS] = bells = Bells(database, store, server_id)
-    openings = Openings(store, server_id, settings)
-    saves = Saves(store, server_id, settings.model_price)
+    app[BELLS] = bells = Bells(database, store, app[SERVER_ID])
+    openings = Openings(store)
+    saves = Saves(store)
     app[TURNS] = turns = Turns(settings, openings, saves, app[MODEL], lease, tasks)
     app[MIRRORS] = mirrors = Mirrors(store, bells)
     remotes = Remotes(turns, saves, bells, tasks)
     app[ELSEWHERE] = elsewhere = Elsewhere(turns, mirrors, remotes, bells, store, timeout_s=settings.db_timeout_s)
-    app[GUARD] = guard = Guard(turns, saves, store, lease, tasks, server_id, settings.model_price)
+    app[GUARD] = guard = Guard(turns, saves, store, lease, tasks)
     app[READERS] = readers = Readers(settings)
     app[LIMITS] = limits = Limits(settings, turns)
     await guard.beat()

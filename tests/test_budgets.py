@@ -21,7 +21,8 @@ from test_readme import snippet
 from app.models import Conversation, Model, ModelBusy, Reasoning, Stop, Usage
 from app.parsers import Price
 from app.replies.turns import TURNS
-from app.storage.store import STORE, Store
+from app.storage.db import Database
+from app.storage.store import Store
 
 INVARIANTS = (Path(__file__).parent / "faults" / "invariants.sql").read_text()
 
@@ -406,9 +407,11 @@ class Turns:
 
 
 @pytest.fixture
-def turns(server: TestServer, tenant: Tenant) -> Turns:
-    assert server.app is not None
-    return Turns(server.app[STORE], tenant)
+async def turns(server: TestServer, postgres_url: str, tenant: Tenant) -> AsyncIterator[Turns]:
+    # A server's own store is of that server alone.
+    database = Database(postgres_url, pool_size=5, timeout_s=5.0)
+    yield Turns(Store(database), tenant)
+    await database.close()
 
 
 async def test_turn_that_is_closed_or_taken_back_twice_is_settled_once(turns: Turns, budgets: Budgets) -> None:

@@ -20,7 +20,6 @@ from support import Gated, Rows, Tenant, events, eventually, logged, says
 from yoyo.backends.base import DatabaseBackend
 
 from app.errors import StartError
-from app.parsers import TOKEN
 from app.replies.lease import GIVE_UP_AFTER
 from app.server import BELLS, GUARD, create_app, serve
 from app.settings import Settings
@@ -340,14 +339,12 @@ async def test_closed_reply_is_never_closed_again(
     answer = await (await client.post("/chat", json={"message": "Hi"}, headers=tenant.headers)).json()
     store: Store = server.app[STORE]  # type: ignore[index]
     ids = {"org_id": tenant.org_id, "reply_id": answer["message_id"]}
-    server_id = server.app[BELLS].server_id  # type: ignore[index]
-    cost = {"input_tokens": 9, "output_tokens": 9, "is_estimated": False, **TOKEN._asdict()}
+    cost = {"input_tokens": 9, "output_tokens": 9, "is_estimated": False}
     before = rows("select * from messages where org_id = %s", tenant.org_id)
     for content, status in (("reply", "complete"), ("reply", "failed"), ("other", "complete"), (None, "stopped")):
-        said = {"server_id": server_id, "content": content, "status": status, "reason": None}
+        said = {"content": content, "status": status, "reason": None}
         assert await store.turn_close(**ids, **said, **cost) is None
     row = await store.turn_checkpoint(
-        server_id=server_id,
         org_ids=[tenant.org_id],
         reply_ids=[answer["message_id"]],
         contents=["other"],
@@ -357,7 +354,7 @@ async def test_closed_reply_is_never_closed_again(
         payloads=[],
     )
     assert row.saved == []
-    assert await store.turn_undo(**ids, server_id=server_id) is None
+    assert await store.turn_undo(**ids) is None
     assert rows("select * from messages where org_id = %s", tenant.org_id) == before
 
 

@@ -34,7 +34,6 @@ from support import Gated, RawClient, Rows, Tenant, events, eventually, logged, 
 
 from app.models import Conversation
 from app.replies.reply import Closing
-from app.server import BELLS
 from app.storage.db import DatabaseAway
 from app.storage.store import STORE
 
@@ -329,7 +328,6 @@ async def test_checkpoint_that_is_carried_out_late_takes_nothing_back(
 
     async def checkpoint(content: str) -> list[str]:
         row = await server.app[STORE].turn_checkpoint(
-            server_id=server.app[BELLS].server_id,
             org_ids=[tenant.org_id],
             reply_ids=[reply_id],
             contents=[content],

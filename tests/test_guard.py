@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 from support import eventually, logged
 
-from app.parsers import TOKEN
 from app.replies.guard import Guard
 from app.replies.lease import GIVE_UP_AFTER, Lease
 from app.replies.tasks import Tasks, repeat
@@ -31,12 +29,12 @@ class FakeStore:
         self.missing: set[int] = set()
         self.given_up: list[Sequence[int]] = []
 
-    async def server_lock(self, server_id: int) -> None:
+    async def server_lock(self) -> None:
         if self.away:
             raise DatabaseAway(sent=False)
         self.beats += 1
 
-    async def turn_interrupt(self, given_up: Sequence[int], silence_s: float, **price: Decimal) -> list[Missing]:
+    async def turn_interrupt(self, given_up: Sequence[int], silence_s: float) -> list[Missing]:
         if self.looks_fail:
             raise DatabaseAway(sent=False)
         self.given_up.append(given_up)
@@ -65,7 +63,7 @@ class Guarded:
         store: Any = self.store
         self.saves: Any = SimpleNamespace(cut_owed=lambda: self.cuts.append(1))
         self.cuts: list[int] = []
-        self.guard = Guard(turns, self.saves, store, self.lease, Tasks(), 1, TOKEN)
+        self.guard = Guard(turns, self.saves, store, self.lease, Tasks())
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.parsers import TOKEN
 from app.replies.reply import Ended, Reply
 from app.replies.saves import BATCH_CHARS, Saves, batches
 from app.statuses import FinalStatus, Usage
@@ -66,7 +65,7 @@ class FakeStore:
 
 
 def new_saves(store: Any) -> Saves:
-    return Saves(store, 1, TOKEN)
+    return Saves(store)
 
 
 async def test_bells_ring_once_all_that_they_tell_of_is_stored() -> None:

@@ -23,7 +23,7 @@ from app.storage.store import Store
 
 ORG_ALONE = re.compile(r"\(org_id = [^()]+\)")
 TABLES = {"orgs", "users", "chats", "messages", "turn_keys", "tickets", "budgets"}
-STATEMENTS = load()
+STATEMENTS = load({})
 
 VALUES: dict[str, Any] = {
     "title": "Hi",
@@ -87,7 +87,7 @@ def explain(cursor: Any, name: str) -> dict[str, Any]:
     cursor.execute("deallocate all")
     cursor.execute(statement.prepare())
     cursor.execute("set enable_seqscan = off")
-    params = {parameter: VALUES.get(parameter, str(uuid4())) for parameter in statement.parameters}
+    params = [VALUES.get(parameter, str(uuid4())) for parameter in statement.takes]
     cursor.execute("explain (format json) " + statement.execute(), params)
     [[[explained]]] = cursor.fetchall()
     plan: dict[str, Any] = explained["Plan"]
@@ -136,12 +136,23 @@ TEXT = "select %(two)s + %(one)s * %(two)s - %(three)s as sum\n"
 
 
 def test_header_says_what_the_statement_is() -> None:
-    statement = parse("add", HEADER + TEXT)
-    assert statement.parameters == ("two", "one", "three")
+    statement = parse("add", HEADER + TEXT, {})
+    assert statement.takes == statement.parameters == ("two", "one", "three")
     assert statement.result([1, 2]) == 1
     assert (statement.repeatable, statement.on_guard) == (True, False)
-    assert statement.execute() == "execute add(%(two)s, %(one)s, %(three)s)"
+    assert statement.execute() == "execute add(%s, %s, %s)"
     assert statement.prepare() == f"prepare add as\n{HEADER}select $1 + $2 * $1 - $3 as sum\n"
+
+
+def test_constant_is_no_part_of_the_plan_and_not_taken() -> None:
+    statement, same = (parse("add", HEADER + TEXT, constants) for constants in ({"one": Decimal("0.5")}, {}))
+    assert (statement.takes, statement.execute()) == (("two", "three"), "execute add(%s, 0.5, %s)")
+    assert statement.prepare() == same.prepare()
+
+
+def test_constant_that_no_statement_takes_is_a_type_error() -> None:
+    with pytest.raises(TypeError, match="constants are servr_id, server_id, no statement takes servr_id"):
+        load({"servr_id": 1, "server_id": 1})
 
 
 @pytest.mark.parametrize(
@@ -153,12 +164,12 @@ def test_header_says_what_the_statement_is() -> None:
     ],
 )
 def test_result_is_what_the_header_returns(returns: str, none: Any, one: Any, two: Any) -> None:
-    result = parse("add", HEADER.replace("a row (", f"{returns} (") + TEXT).result
+    result = parse("add", HEADER.replace("a row (", f"{returns} (") + TEXT, {}).result
     assert (result([]), result(["a"]), result(["a", "b"])) == (none, one, two)
 
 
 def test_statement_without_parameters_takes_nothing() -> None:
-    statement = parse("ping", "-- takes:   nothing\n-- returns: nothing\n-- repeat:  no\nselect 1")
+    statement = parse("ping", "-- takes:   nothing\n-- returns: nothing\n-- repeat:  no\nselect 1", {})
     assert (statement.parameters, statement.execute(), statement.repeatable) == ((), "execute ping", False)
 
 
@@ -202,7 +213,7 @@ def test_wrong_header_is_fatal_in_one_line(
     assert right in HEADER
     (tmp_path / "add.sql").write_text(HEADER.replace(right, wrong) + TEXT)
     with pytest.raises(StartError) as caught:
-        load()
+        load({})
     assert str(caught.value).startswith(f"sql/add.sql: {message}")
     assert "\n" not in str(caught.value)
 
@@ -251,6 +262,13 @@ def test_file_without_a_method_is_fatal(files: Path) -> None:
     with pytest.raises(StartError) as caught:
         Store(Recorder("postgresql://", pool_size=1, timeout_s=1))
     assert str(caught.value) == "sql/ lacks nothing of Store, and has extra beside it"
+
+
+async def test_constant_is_no_parameter_of_a_method() -> None:
+    store = Store(Recorder("postgresql://", pool_size=1, timeout_s=1, constants={"server_id": 1}))
+    assert await store.server_lock() == ("server_lock", {})
+    with pytest.raises(TypeError, match="server_lock is given server_id, expected nothing"):
+        store.server_lock(server_id=1)
 
 
 async def test_method_passes_its_parameters_on_by_name(store: Store) -> None:

@@ -199,8 +199,7 @@ async def ask(
     """
     app, caller, running_id = request.app, request[CALLER], None
     asked = hashlib.sha256(json.dumps([question.message, str(question.chat_id)]).encode()).digest()
-    create = app[SETTINGS].jwt_create_users
-    row = {"chat_id": question.chat_id, "key": key, "asked": asked, "create_caller": create}
+    row = {"chat_id": question.chat_id, "key": key, "asked": asked}
     try:
         app[LIMITS].admit(caller)
     except ApiError:

@@ -18,7 +18,6 @@ from app.api.identity import CALLER, refuse_caller
 from app.api.inputs import Question, read_question, refuse_reasoning
 from app.api.limits import LIMITS
 from app.errors import ApiError
-from app.settings import SETTINGS
 from app.storage.store import STORE, Caller
 
 # For a ticket to ask. Once it has asked, it leads to its reply for as long as it is kept.
@@ -44,7 +43,6 @@ async def issue(request: web.Request) -> web.Response:
     ticket = caller.org_id.replace("-", "") + secrets.token_urlsafe(24)
     issued = await request.app[STORE].ticket_issue(
         **caller._asdict(),
-        create_caller=request.app[SETTINGS].jwt_create_users,
         hash=digest(ticket),
         message=question.message,
         chat_id=question.chat_id,

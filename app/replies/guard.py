@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from app.parsers import Price
 from app.replies.lease import GIVE_UP_AFTER, Lease, now_s
 from app.replies.saves import Saves
 from app.replies.tasks import Tasks
@@ -20,14 +19,10 @@ log = logging.getLogger(__name__)
 
 
 class Guard:
-    def __init__(
-        self, turns: Turns, saves: Saves, store: Store, lease: Lease, tasks: Tasks, server_id: int, price: Price
-    ) -> None:
+    def __init__(self, turns: Turns, saves: Saves, store: Store, lease: Lease, tasks: Tasks) -> None:
         self._turns = turns
         self._saves = saves
         self._tasks = tasks
-        self._server_id = server_id
-        self._price = price._asdict()
         self._store = store
         self._lease = lease
         # Servers whose lock nobody holds, and how often in a row that was so.
@@ -41,7 +36,7 @@ class Guard:
             DatabaseAway: as it says.
         """
         asked_at_s = now_s()
-        await self._store.server_lock(server_id=self._server_id)
+        await self._store.server_lock()
         if not self._lease.is_valid():
             await self._turns.prove()
         self._lease.renew(asked_at_s)
@@ -54,7 +49,7 @@ class Guard:
         """
         given_up = [server_id for server_id, times in self._missing.items() if times >= GIVE_UP_AFTER]
         try:
-            rows = await self._store.turn_interrupt(given_up=given_up, silence_s=SILENCE_S, **self._price)
+            rows = await self._store.turn_interrupt(given_up=given_up, silence_s=SILENCE_S)
         except DatabaseAway:
             self._saves.cut_owed()
             raise

@@ -9,34 +9,19 @@ from uuid import uuid4
 
 from app.models import excerpt
 from app.replies.lease import now_s
-from app.replies.meter import utf8_length
-from app.settings import Settings
 from app.storage.db import DatabaseAway
 from app.storage.store import Caller, OpenedTurn, Store
 
 # An open that other turns of the chat overtake is tried again; each time one of them has made its way.
 OPEN_TRIES = 10
 
-# A reply of fewer is not worth its question.
-MIN_TOKENS = 50
-
 # How long an open whose answer was not waited for may still be carried out: a frozen PostgreSQL keeps it.
 LATE_OPEN_S = 60.0
 
 
 class Openings:
-    def __init__(self, store: Store, server_id: int, settings: Settings) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._server_id = server_id
-        # What is the same for all.
-        self._row = {
-            "server_id": server_id,
-            "history_limit": settings.history_limit_messages,
-            "max_tokens": settings.model_max_tokens,
-            "min_tokens": MIN_TOKENS,
-            "system_bytes": utf8_length(settings.model_system or ""),
-            **settings.model_price._asdict(),
-        }
         # Turns of which nobody knows whether they were opened: whose they are, and until when (by
         # `now_s`) they are looked for.
         self._doubtful: dict[str, tuple[Caller, float]] = {}
@@ -53,7 +38,6 @@ class Openings:
             try:
                 opened: OpenedTurn = await self._store.turn_open(
                     **caller._asdict(),
-                    **self._row,
                     **row,
                     reply_id=reply_id,
                     new_chat_id=str(uuid4()),
@@ -81,9 +65,7 @@ class Openings:
 
     async def _undo(self, reply_id: str, caller: Caller, until_s: float) -> None:
         try:
-            undone = await self._store.turn_undo(
-                org_id=caller.org_id, reply_id=reply_id, server_id=self._server_id
-            )
+            undone = await self._store.turn_undo(org_id=caller.org_id, reply_id=reply_id)
         except DatabaseAway:
             self.revoke(caller, reply_id)
             raise

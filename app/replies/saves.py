@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Protocol
 
-from app.parsers import Price
 from app.replies.reply import Closing, Ended, Reply
 from app.statuses import AWAY, TAKEN_BACK, FinalStatus, Usage
 from app.storage.db import DatabaseAway, StatementRefused
@@ -37,10 +36,8 @@ class Turn(Protocol):
 
 
 class Saves:
-    def __init__(self, store: Store, server_id: int, price: Price) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._server_id = server_id
-        self._price = price._asdict()
         # Those whose end could not be stored yet.
         self._owed: list[Turn] = []
         # One checkpoint at a time, so that no text is overtaken by an earlier one.
@@ -67,7 +64,6 @@ class Saves:
         usages, notes = [turn.usage() for turn in batch], [turn.notes for turn in batch]
         try:
             row = await self._store.turn_checkpoint(
-                server_id=self._server_id,
                 org_ids=[turn.caller.org_id for turn in batch],
                 reply_ids=list(texts),
                 contents=list(texts.values()),
@@ -138,11 +134,9 @@ class Saves:
         row = {
             "org_id": turn.caller.org_id,
             "reply_id": reply.id,
-            "server_id": self._server_id,
             "input_tokens": usage.input,
             "output_tokens": usage.output,
             "is_estimated": usage.estimated,
-            **self._price,
         }
         try:
             if await self._store.turn_close(**row, content=reply.text, status=ended.status, reason=ended.reason):

@@ -16,7 +16,7 @@ from psycopg2.errors import FeatureNotSupported, QueryCanceled, ReadOnlySqlTrans
 from app.errors import ApiError
 from app.storage.connect import connect, one_line
 from app.storage.pool import Pool, PoolClosed, Session
-from app.storage.statements import Statement, load
+from app.storage.statements import Constant, Statement, load
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +55,14 @@ class Database:
 
     Waits at most `timeout_s` for a connection, then as long for the answer; PostgreSQL itself gives a
     statement up after the same time, because a client that stops waiting does not stop it.
+
+    `constants`: parameters that are the same for all calls.
     """
 
-    def __init__(self, url: str, *, pool_size: int, timeout_s: float) -> None:
-        self.statements = load()
+    def __init__(
+        self, url: str, *, pool_size: int, timeout_s: float, constants: Mapping[str, Constant] | None = None
+    ) -> None:
+        self.statements = load(constants or {})
         self._prepares = ";\n".join(statement.prepare() for statement in self.statements.values())
         self._executes = {name: statement.execute() for name, statement in self.statements.items()}
         # Each statement's named tuple, made with its first rows.
@@ -182,7 +186,7 @@ class Database:
     ) -> Sequence[Any]:
         cursor = session.cursor
         try:
-            await cursor.execute(self._executes[statement.name], params)
+            await cursor.execute(self._executes[statement.name], [*map(params.__getitem__, statement.takes)])
         except (FeatureNotSupported, ReadOnlySqlTransaction):
             session.connection.close()
             raise

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from decimal import Decimal
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from psycopg2.extensions import adapt
+
 from app.errors import StartError
 
 Value = TypeVar("Value")
+
+Constant = bool | int | Decimal
 
 SQL = Path(__file__).parents[2] / "sql"
 
@@ -36,6 +41,10 @@ class Statement(NamedTuple):
     text: str
     # In the order of their first use in the text.
     parameters: tuple[str, ...]
+    # Those of them that are the same for all calls, as literals. They are not part of the plan, which is for any.
+    constants: Mapping[str, str]
+    # The others.
+    takes: tuple[str, ...]
     result: Callable[[Sequence[Any]], Any]
     # It may be sent again where its connection turned out to be dead after it was sent.
     repeatable: bool
@@ -47,27 +56,30 @@ class Statement(NamedTuple):
         return f"prepare {self.name} as\n" + PARAMETER.sub(lambda match: numbers[match[1]], self.text)
 
     def execute(self) -> str:
-        """Return the SQL that runs it, with psycopg2's placeholders."""
-        arguments = ", ".join(f"%({parameter})s" for parameter in self.parameters)
+        """Return the SQL that runs it, with psycopg2's placeholders for what it takes."""
+        arguments = ", ".join(self.constants.get(parameter, "%s") for parameter in self.parameters)
         return f"execute {self.name}({arguments})" if arguments else f"execute {self.name}"
 
 
-def load() -> dict[str, Statement]:
+def load(constants: Mapping[str, Constant]) -> dict[str, Statement]:
     """Return the statements by name.
 
     Raises:
         StartError: a header does not say what it should.
+        TypeError: no statement takes one of the constants.
     """
     statements = {}
     for path in sorted(SQL.glob("*.sql")):
         try:
-            statements[path.stem] = parse(path.stem, path.read_text("utf-8"))
+            statements[path.stem] = parse(path.stem, path.read_text("utf-8"), constants)
         except ValueError as exc:
             raise StartError(f"sql/{path.name}: {exc}") from None
+    if unused := constants.keys() - {name for statement in statements.values() for name in statement.constants}:
+        raise TypeError(f"constants are {listed(constants)}, no statement takes {listed(sorted(unused))}")
     return statements
 
 
-def parse(name: str, text: str) -> Statement:
+def parse(name: str, text: str, constants: Mapping[str, Constant]) -> Statement:
     """Return what a file says.
 
     Raises:
@@ -86,6 +98,9 @@ def parse(name: str, text: str) -> Statement:
         name,
         text,
         parameters,
+        # psycopg2 takes 1 to 2 us to adapt a value.
+        constants={key: adapt(constants[key]).getquoted().decode() for key in parameters if key in constants},
+        takes=tuple(key for key in parameters if key not in constants),
         # The form ends where its columns, or more words for people, begin.
         result=choose("returns", re.split(r" \(|[,;]", fields["returns"])[0], RETURNS),
         repeatable=choose("repeat", fields["repeat"], REPEAT),

@@ -56,6 +56,8 @@ class FoundReply(Protocol):
 class Store:
     """A method for each file in `sql/`: it takes by name what the file's header says, or the call is a TypeError.
 
+    What the database has as a constant, it does not take.
+
     All raise what `Database.run` does.
     """
 
@@ -93,12 +95,12 @@ class Store:
 
 def method(database: Database, statement: Statement) -> Method[Any]:
     """Return the function that runs a statement."""
-    expected = frozenset(statement.parameters)
+    expected = frozenset(statement.takes)
 
     def call(*args: object, **params: object) -> Coroutine[Any, Any, Any]:
         if args or params.keys() != expected:
             given = listed([*params, *("an unnamed one" for _ in args)])
-            raise TypeError(f"{statement.name} is given {given}, expected {listed(statement.parameters)}")
+            raise TypeError(f"{statement.name} is given {given}, expected {listed(statement.takes)}")
         return database.run(statement, params)
 
     call.__name__ = call.__qualname__ = statement.name
