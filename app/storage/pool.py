@@ -47,23 +47,34 @@ class Pool:
         """
         if self._closed:
             raise PoolClosed
+        if self._is_one_free() and not self._slots.locked():
+            # At once, and so without a timer.
+            await self._slots.acquire()
+            session = self._free.pop()
+        else:
+            session = await self._wait()
+        self.used.add(session)
+        if self._closed:
+            self.give_back(session)
+            raise PoolClosed
+        return session
+
+    async def _wait(self) -> Session:
         async with asyncio.timeout(self._timeout_s):
             await self._slots.acquire()
             try:
                 if self._closed:
                     # Meanwhile.
                     raise PoolClosed
-                while self._free and self._free[-1].connection.closed:
-                    self._free.pop()
-                session = self._free.pop() if self._free else await self._connect()
+                return self._free.pop() if self._is_one_free() else await self._connect()
             except BaseException:
                 self._slots.release()
                 raise
-        self.used.add(session)
-        if self._closed:
-            self.give_back(session)
-            raise PoolClosed
-        return session
+
+    def _is_one_free(self) -> bool:
+        while self._free and self._free[-1].connection.closed:
+            self._free.pop()
+        return bool(self._free)
 
     def give_back(self, session: Session) -> None:
         self.used.remove(session)
