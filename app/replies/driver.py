@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from app.models import PushReply, Reasoning, Stop, Usage
+from app.models import Reasoning, Stop, Usage
 from app.models import Reply as ModelReply
 from app.replies.lease import Lease
 from app.replies.meter import Meter
@@ -30,7 +30,8 @@ class Driver:
             BudgetSpent: it said more than the budgets allow.
             Exception: what the model raises.
         """
-        if isinstance(pieces, PushReply):
+        # Not isinstance: Python 3.11 takes 8 us to look for all that a protocol has, and 37 where it is not there.
+        if hasattr(pieces, "push"):
             while await pieces.push(self._say):
                 if not await self._wanted():
                     return
