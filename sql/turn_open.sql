@@ -2,7 +2,7 @@
 -- takes:   org_id, user_id, create_caller (whether a user who is not known is made, and their org),
 --          chat_id (null: a new chat), new_chat_id, title (of a new chat), question_id, reply_id,
 --          content (of the question), server_id (whose lock this server holds), history_limit (messages),
---          key (of the turn, unique for the user; null: none), asked (SHA-256 of the question),
+--          key (of the turn, unique for the user; null: none), asked (SHA-256 of the question; null where key is),
 --          max_tokens (of a reply), min_tokens (fewer are not worth a reply), system_bytes (of a system prompt),
 --          input_price, output_price (of a token, in millionths of a budget's unit)
 -- returns: a row (caller_known, chat_known, overtaken, chat_id, created_at, history, running_id, running_server_id,

@@ -198,7 +198,7 @@ async def ask(
             503, the database is away.
     """
     app, caller, running_id = request.app, request[CALLER], None
-    asked = hashlib.sha256(json.dumps([question.message, str(question.chat_id)]).encode()).digest()
+    asked = None if key is None else digest(question)
     row = {"chat_id": question.chat_id, "key": key, "asked": asked}
     try:
         app[LIMITS].admit(caller)
@@ -228,6 +228,11 @@ async def ask(
     raise reply_runs(running_id) if running_id or opened.overtaken else undone()
 
 
+def digest(question: Question) -> bytes:
+    """Return by what a key's question is known again."""
+    return hashlib.sha256(json.dumps([question.message, str(question.chat_id)]).encode()).digest()
+
+
 def refuse_question(opened: OpenedTurn) -> None:
     """Refuse what would not be opened however often it is tried."""
     if not opened.caller_known:
@@ -238,7 +243,9 @@ def refuse_question(opened: OpenedTurn) -> None:
         raise too_short(opened.short)
 
 
-async def attach_earlier(request: web.Request, client: Client, key: str | None, asked: bytes) -> Reply | None:
+async def attach_earlier(
+    request: web.Request, client: Client, key: str | None, asked: bytes | None
+) -> Reply | None:
     """Let `client` read the reply that the key has opened before; return None if there is none, or it was busy.
 
     Raises:
