@@ -156,7 +156,7 @@ class SimulatedReply(PushReply):
 
     def _at_once(self, say: Callable[[str], bool]) -> Schedule:
         for number, word in enumerate(self._words):
-            if number % WORDS_AT_ONCE == 0:
+            if number and number % WORDS_AT_ONCE == 0:
                 # Overdue: in the loop's next step.
                 yield 0.0
             if not say(word):
