@@ -1,6 +1,6 @@
 -- Open a turn: check the caller, find or create the chat, store the question and an empty reply. All or nothing.
 -- takes:   org_id, user_id, create_caller (whether a user who is not known is made, and their org),
---          chat_id (null: a new chat), new_chat_id, title (of a new chat), question_id, reply_id,
+--          chat_id (null: a new chat), title (of a new chat), reply_id,
 --          content (of the question), server_id (whose lock this server holds), history_limit (messages),
 --          key (of the turn, unique for the user; null: none), asked (SHA-256 of the question; null where key is),
 --          max_tokens (of a reply), min_tokens (fewer are not worth a reply), system_bytes (of a system prompt),
@@ -61,7 +61,7 @@ last_reply as (
         and messages.position = chats.message_count
 ),
 place as (
-    select %(new_chat_id)s::uuid as chat_id, 0 as message_count
+    select gen_random_uuid() as chat_id, 0 as message_count
     from (select id from caller union all select id from newcomer) as anyone
     where %(chat_id)s::uuid is null
     union all
@@ -133,7 +133,7 @@ continued as (
 ),
 question as (
     insert into messages (org_id, id, chat_id, position, role, content, status, created_at, finished_at)
-    select %(org_id)s, %(question_id)s::uuid, chat_id, message_count + 1, 'user', %(content)s, 'complete', at, at
+    select %(org_id)s, gen_random_uuid(), chat_id, message_count + 1, 'user', %(content)s, 'complete', at, at
     from admitted
 ),
 reply as (

@@ -378,11 +378,10 @@ class Turns:
             **{
                 "create_caller": False,
                 "chat_id": None,
-                "new_chat_id": str(uuid4()),
                 "title": "Hi",
                 "content": "Hi",
             },
-            **{"question_id": str(uuid4()), "reply_id": reply_id, "server_id": server_id, "history_limit": 40},
+            **{"reply_id": reply_id, "server_id": server_id, "history_limit": 40},
             **{"key": None, "asked": None, "max_tokens": MAX_TOKENS, "min_tokens": 50, "system_bytes": 0},
         )
         assert row.chat_id is not None

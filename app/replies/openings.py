@@ -5,7 +5,6 @@ from __future__ import annotations
 from asyncio import CancelledError
 from contextlib import suppress
 from typing import Any
-from uuid import uuid4
 
 from app.models import excerpt
 from app.replies.lease import now_s
@@ -40,9 +39,7 @@ class Openings:
                     **caller._asdict(),
                     **row,
                     reply_id=reply_id,
-                    new_chat_id=str(uuid4()),
                     title=excerpt(message, words=8, chars=60),
-                    question_id=str(uuid4()),
                     content=message,
                 )
             except (DatabaseAway, CancelledError) as exc:
