@@ -13,12 +13,14 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from logging.handlers import QueueHandler
 from queue import SimpleQueue
 from typing import Any
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
+from pythonjsonlogger.core import merge_record_extra
 from pythonjsonlogger.json import JsonFormatter
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
@@ -52,18 +54,22 @@ SAY_S = 1.0
 class Formatter(JsonFormatter):
     """Keys in a fixed order: timestamp, level, message, requestId, pid, then what the line adds."""
 
-    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
-        level = log_data.pop("levelname")
-        head = {
-            "timestamp": log_data.pop("timestamp").isoformat(timespec="milliseconds")[:-6] + "Z",
+    # Not process_log_record, which is given all of it in another order: that took 10 us more, 1.5 % of a turn.
+    def add_fields(
+        self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]
+    ) -> None:
+        level, at = record.levelname, datetime.fromtimestamp(record.created, UTC)
+        log_data |= {
+            "timestamp": at.isoformat(timespec="milliseconds")[:-6] + "Z",
             "level": LEVELS.get(level, level.lower()),
-            "message": log_data.pop("message"),
-            "requestId": log_data.pop("requestId", None) or request_id.get(),
+            "message": record.message,
+            "requestId": request_id.get(),
             "pid": PID,
         }
-        if exception := log_data.pop("exc_info", None):
+        merge_record_extra(record, log_data, self.reserved_attrs)
+        if exception := message_dict.pop("exc_info", None):
             log_data["exception"] = exception
-        return head | log_data
+        log_data |= message_dict
 
     # JsonFormatter makes a new encoder for each line.
     jsonify_log_record = json.JSONEncoder(default=str).encode  # type: ignore[assignment]
@@ -75,7 +81,7 @@ class Lines(QueueHandler):
     def __init__(self) -> None:
         self._lines: SimpleQueue[bytes | None] = SimpleQueue()
         super().__init__(self._lines)
-        self.setFormatter(Formatter("%(levelname)s %(message)s", timestamp=True))
+        self.setFormatter(Formatter())
         self.addFilter(quiet_bad_http)
         # Those for which the queue had no room, those that could not be written, and those of both that a line has
         # told of. The first is counted by whoever logs, the others in the thread.
