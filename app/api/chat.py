@@ -27,7 +27,7 @@ from app.api.inputs import (
     refuse_reasoning,
     refuse_spelling,
 )
-from app.api.limits import LIMITS
+from app.api.limits import LIMITS, Limits
 from app.api.usage import RATE_LIMIT, rate_limit, too_short
 from app.errors import ApiError, stopping, undone, unknown_chat, unknown_reply
 from app.logs import OUTCOME, USAGE
@@ -217,7 +217,7 @@ async def ask(
         if (reply := await attach_earlier(request, client, key, asked)) is not None:
             app[LIMITS].give_back(caller)
             return reply
-        refuse_question(opened)
+        refuse_question(opened, app[LIMITS])
         running_id, home_id = opened.running_id, opened.running_server_id
         if running_id is None or home_id is None:
             # Others of the chat come first again and again; else the key has just become free.
@@ -233,13 +233,14 @@ def digest(question: Question) -> bytes:
     return hashlib.sha256(json.dumps([question.message, str(question.chat_id)]).encode()).digest()
 
 
-def refuse_question(opened: OpenedTurn) -> None:
+def refuse_question(opened: OpenedTurn, limits: Limits) -> None:
     """Refuse what would not be opened however often it is tried."""
     if not opened.caller_known:
         refuse_caller()
     if not opened.chat_known:
         raise unknown_chat()
     if opened.short is not None:
+        limits.over_budget[opened.short] += 1
         raise too_short(opened.short)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from math import ceil
+from typing import Literal
 
 from aiohttp import web
 
@@ -25,6 +26,8 @@ class Limits:
         limit = settings.user_turns_per_minute
         self._asked = Ration(limit, f"asked {limit} times")
         self._taken = Ration(limit, f"taken {limit} tickets")
+        # How many questions were refused because some budget left too little, for what it was gone for.
+        self.over_budget: Counter[Literal["used", "reserved"]] = Counter()
 
     def admit(self, caller: Caller) -> None:
         """Admit a turn that is to be opened at once.

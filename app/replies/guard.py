@@ -28,6 +28,8 @@ class Guard:
         # Servers whose lock nobody holds, and how often in a row that was so.
         self._missing: dict[int, int] = {}
         self._settling: asyncio.Task[None] | None = None
+        # How many replies of dead servers it has closed.
+        self.closed = 0
 
     async def beat(self) -> None:
         """Hold this server's lock: with a connection of its own, whatever the pool is busy with.
@@ -55,6 +57,7 @@ class Guard:
             raise
         self._missing = {row.server_id: self._missing.get(row.server_id, 0) + 1 for row in rows}
         if closed := sum(row.closed for row in rows):
+            self.closed += closed
             log.warning("Closed replies that a dead server left open", extra={"replies": closed})
         if self._settling is None or self._settling.done():
             # In a task of its own: what it has begun, a stop waits for.

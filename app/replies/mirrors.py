@@ -54,6 +54,11 @@ class Mirrors:
         self._rung: dict[str, bool] = {}
         self._news = asyncio.Event()
 
+    @property
+    def count(self) -> int:
+        """How many replies are read here whose home is elsewhere."""
+        return len(self._mirrors)
+
     def attach(self, client: Client, row: FoundReply, reply_id: str, org_id: str) -> Reply:
         """Let a client read a reply that runs at another server."""
         mirror = self._mirrors.get(reply_id)

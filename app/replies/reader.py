@@ -197,6 +197,10 @@ class Readers:
         self._count: Counter[Caller] = Counter()
         self._period_s = min(0.5, settings.heartbeat_s / 10, settings.write_timeout_s / 10)
 
+    @property
+    def count(self) -> int:
+        return len(self._clients)
+
     @contextmanager
     def reading(self, caller: Caller, client: AnyClient) -> Iterator[AnyClient]:
         """Look after a client; in the end it is detached from what it was attached to.

@@ -16,10 +16,12 @@ from app.replies.lease import Lease
 from app.replies.meter import Meter, utf8_length
 from app.replies.openings import Openings
 from app.replies.reader import Client
+from app.replies.reply import Ended, Reply
 from app.replies.saves import Saves
 from app.replies.tasks import Tasks
 from app.replies.turn import Home, Turn
 from app.settings import Settings
+from app.statuses import FinalStatus
 from app.storage.store import Caller, OpenedTurn
 
 # For replies that a stop ends to be stored, and their readers to be told.
@@ -33,6 +35,8 @@ class Turns:
         self.stopping = False
         # How many replies each user has running, or opening.
         self.running: Counter[Caller] = Counter()
+        # How many have ended so.
+        self.ended: Counter[FinalStatus] = Counter()
         self._settings = settings
         self._openings = openings
         self._saves = saves
@@ -47,6 +51,11 @@ class Turns:
         self._turns: dict[str, Turn] = {}
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def replies(self) -> list[Reply]:
+        """Those whose end is not stored yet."""
+        return [turn.reply for turn in self._turns.values()]
 
     def find(self, reply_id: str, caller: Caller | None = None) -> Turn | None:
         """Return a turn whose end is not stored yet; with a caller, only if it is theirs."""
@@ -95,6 +104,8 @@ class Turns:
 
     def _stored(self, turn: Turn) -> None:
         del self._turns[turn.reply.id]
+        assert isinstance(turn.reply.state, Ended)
+        self.ended[turn.reply.state.status] += 1
 
     def _count(self, caller: Caller, change: int) -> None:
         self.running[caller] += change

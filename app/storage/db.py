@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import namedtuple
+from collections import Counter, namedtuple
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
@@ -72,6 +72,7 @@ class Database:
         self._pool = Pool(self._connect, size=pool_size, timeout_s=timeout_s)
         self._guard = Pool(self._connect, size=1, timeout_s=timeout_s)
         self._bell: aiopg.Connection | None = None
+        self.unanswered: Counter[str] = Counter()
 
     @property
     def connections_in_use(self) -> int:
@@ -148,7 +149,7 @@ class Database:
             # aiopg raises this too when PostgreSQL gave the statement up; then nobody cancelled this task.
             if task and task.cancelling():
                 raise
-            raise DatabaseAway(sent=sent, cause=logged(statement, "statement_timeout")) from None
+            raise DatabaseAway(sent=sent, cause=noted(self.unanswered, statement, "statement_timeout")) from None
         except (PoolClosed, TimeoutError, psycopg2.Error) as exc:
             raise self._ours(statement, exc, sent=sent) from None
 
@@ -163,7 +164,8 @@ class Database:
             if statement.on_guard:
                 # It asks for nothing that takes time: it is PostgreSQL that hangs.
                 self._leave()
-            return DatabaseAway(sent=sent, cause=logged(statement, f"no answer in {self._timeout_s:g} s"))
+            cause = f"no answer in {self._timeout_s:g} s"
+            return DatabaseAway(sent=sent, cause=noted(self.unanswered, statement, cause))
         pool = self._guard if statement.on_guard else self._pool
         cause = cause_of(exc)
         if isinstance(exc, FeatureNotSupported):
@@ -174,12 +176,12 @@ class Database:
         if isinstance(exc, ReadOnlySqlTransaction):
             # Refused before it ran, too: another server is the primary now.
             self._leave()
-            return ConnectionLost(sent=False, cause=logged(statement, cause))
+            return ConnectionLost(sent=False, cause=noted(self.unanswered, statement, cause))
         if not is_outage(exc):
             return StatementRefused(f"{statement.name}: {cause}")
         # After a restart of PostgreSQL the other connections are as dead.
         pool.clear()
-        return ConnectionLost(sent=sent, cause=logged(statement, cause))
+        return ConnectionLost(sent=sent, cause=noted(self.unanswered, statement, cause))
 
     async def _execute(
         self, session: Session, statement: Statement, params: Mapping[str, object]
@@ -228,7 +230,8 @@ def cause_of(exc: psycopg2.Error) -> str:
     return f"{kind}: {exc.diag.message_primary or one_line(exc)}"
 
 
-def logged(statement: Statement, cause: str) -> str:
+def noted(unanswered: Counter[str], statement: Statement, cause: str) -> str:
+    unanswered[statement.name] += 1
     log.warning("Database unavailable", extra={"statement": statement.name, "cause": cause})
     return cause
 
