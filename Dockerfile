@@ -6,7 +6,7 @@ RUN useradd --system --uid 10001 --no-create-home app
 # The README and the package are part of what setuptools builds; sql/ and web/ are read where they stand.
 COPY pyproject.toml setup.cfg README.md ./
 COPY app app
-RUN pip install --no-cache-dir --editable .[jwks,speed]
+RUN pip install --no-cache-dir --editable .[jwks,metrics,speed]
 COPY sql sql
 COPY web web
 

@@ -25,7 +25,7 @@ from app.api.site import STOP
 from app.descriptors import fill_standard, raise_limit
 from app.errors import StartError
 from app.server import BACKLOG, create_app, serve
-from app.settings import OWN_CONNECTIONS, Settings
+from app.settings import MAX_PORT, OWN_CONNECTIONS, Settings
 from app.signals import Signals
 from app.storage.migrate import migrate
 from app.storage.room import fit
@@ -78,9 +78,22 @@ def run_workers(settings: Settings, listener: socket.socket, signals: Signals) -
     environ["DB_POOL_SIZE"] = str(settings.pool_size)
     # Only workers may share the port.
     listener.close()
-    workers = Workers(settings.workers, environ)
+    workers = Workers([environ | metrics_port(settings, number) for number in range(settings.workers)])
     signals.on_receipt = workers.stop
     workers.run()
+
+
+def metrics_port(settings: Settings, number: int) -> dict[str, str]:
+    """Return where a worker shows its metrics: whoever is asked answers for itself alone."""
+    if not settings.metrics_port:
+        # None, or each a free one.
+        return {}
+    if settings.metrics_port + settings.workers - 1 > MAX_PORT:
+        raise StartError(
+            f"METRICS_PORT is {settings.metrics_port}, expected at most {MAX_PORT - settings.workers + 1}:"
+            f" each of {settings.workers} workers takes the next one"
+        )
+    return {"METRICS_PORT": str(settings.metrics_port + number)}
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:

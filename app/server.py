@@ -22,6 +22,7 @@ from app.descriptors import letting_in
 from app.errors import StartError
 from app.models import Model
 from app.models.choice import chosen
+from app.models.timed import Timings, timed
 from app.replies.bells import Bells
 from app.replies.elsewhere import ELSEWHERE, Elsewhere
 from app.replies.guard import Guard
@@ -63,6 +64,7 @@ MODEL: web.AppKey[Model] = web.AppKey("model")
 SERVER_ID: web.AppKey[int] = web.AppKey("server_id", int)
 BELLS: web.AppKey[Bells] = web.AppKey("bells", Bells)
 GUARD: web.AppKey[Guard] = web.AppKey("guard", Guard)
+TIMINGS: web.AppKey[Timings] = web.AppKey("timings", Timings)
 
 # Connections that wait to be accepted; Linux takes at most net.core.somaxconn.
 BACKLOG = 4096
@@ -101,7 +103,7 @@ def create_app(settings: Settings, *, model: Model | None = None) -> web.Applica
         app[MODEL] = model
     else:
         app.cleanup_ctx.append(keep_model)
-    app.cleanup_ctx.extend([keep_database, keep_turns])
+    app.cleanup_ctx.extend([time_model, keep_database, keep_turns, keep_metrics])
     app.on_response_prepare.append(sign)
     app.on_shutdown.append(drain)
     return app
@@ -111,6 +113,14 @@ async def keep_model(app: web.Application) -> AsyncIterator[None]:
     """Keep the model of the settings, until the last turn has ended."""
     async with chosen(app[SETTINGS]) as app[MODEL]:
         yield
+
+
+async def time_model(app: web.Application) -> AsyncIterator[None]:
+    """Where there are metrics, note how long the model takes."""
+    app[TIMINGS] = timings = Timings()
+    if app[SETTINGS].metrics_port is not None:
+        app[MODEL] = timed(app[MODEL], timings)
+    yield
 
 
 async def keep_database(app: web.Application) -> AsyncIterator[None]:
@@ -172,6 +182,21 @@ async def keep_turns(app: web.Application) -> AsyncIterator[None]:
         yield
     tasks.run(mirrors.leave())
     await turns.finish(settings.db_timeout_s)
+
+
+async def keep_metrics(app: web.Application) -> AsyncIterator[None]:
+    """Show what goes on, where a setting asks for it."""
+    settings = app[SETTINGS]
+    if settings.metrics_port is None:
+        yield
+        return
+    # Not installed where it is not needed.
+    from app.metrics import Metrics, shown
+
+    metrics = Metrics(app[TURNS], app[MIRRORS], app[READERS], app[GUARD], app[LIMITS], app[DATABASE], app[TIMINGS])
+    app.on_response_prepare.append(metrics.note)
+    async with shown(metrics, settings):
+        yield
 
 
 async def sweep(store: Store, limits: Limits) -> None:

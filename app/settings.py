@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,10 @@ DATA_DIR = Path(".data")
 POOL_SIZE = 10
 OWN_CONNECTIONS = 2
 
+MAX_PORT = 65_535
+
+has_prometheus = find_spec("prometheus_client") is not None
+
 
 def _setting(default: T, parse: Callable[[str], T], expected: str, secret: bool = False) -> T:
     metadata = {"parse": parse, "expected": expected, "secret": secret}
@@ -36,12 +41,14 @@ class Settings:
     """
 
     host: str = _setting("127.0.0.1", parsers.host, "a host name or an IP address to listen on")
-    port: int = _setting(3000, *parsers.whole(0, 65_535))
+    port: int = _setting(3000, *parsers.whole(0, MAX_PORT))
     database_url: str | None = _setting(None, parsers.database_url, DATABASE_URL, secret=True)
     workers: int = _setting(1, *parsers.whole(1, 64))
     data_dir: Path = _setting(DATA_DIR, Path, "a folder for the embedded PostgreSQL")
     seed_demo: bool | None = _setting(None, parsers.switch, "0 or 1")
     log_level: str = _setting("info", *parsers.choice("debug", "info", "warn", "error"))
+    metrics_host: str = _setting("127.0.0.1", parsers.host, "a host name or an IP address to listen on")
+    metrics_port: int | None = _setting(None, *parsers.whole(0, MAX_PORT))
     trust_identity_headers: bool = _setting(False, parsers.switch, "0 or 1")
     jwt_secret: str | None = _setting(None, parsers.secret, "at least 32 characters", secret=True)
     jwt_jwks_url: str | None = _setting(
@@ -166,6 +173,10 @@ class Settings:
         if values.get("jwt_jwks_url") and not has_crypto:
             raise StartError(
                 "JWT_JWKS_URL is set, and cryptography not installed: .venv/bin/pip install -e '.[jwks]'"
+            )
+        if "metrics_port" in values and not has_prometheus:
+            raise StartError(
+                "METRICS_PORT is set, and prometheus-client not installed: .venv/bin/pip install -e '.[metrics]'"
             )
         return cls(**values)
 

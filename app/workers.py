@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from app.errors import StartError
@@ -23,30 +23,29 @@ CANNOT_START = os.EX_CONFIG
 
 
 class Workers:
-    """`count` processes of `python -m app worker`, with this environment.
+    """Processes of `python -m app worker`, one for each of these environments.
 
     Each listens by itself (SO_REUSEPORT): the kernel spreads the connections, and a worker is the same server
     as a process alone.
     """
 
-    def __init__(self, count: int, environ: Mapping[str, str]) -> None:
-        self._count = count
-        self._environ = environ
+    def __init__(self, environs: Sequence[Mapping[str, str]]) -> None:
+        self._environs = environs
         self._stopping = False
-        self._running: dict[int, tuple[subprocess.Popen[bytes], float]] = {}
+        self._running: dict[int, tuple[subprocess.Popen[bytes], float, Mapping[str, str]]] = {}
         # Those that take nobody's place.
         self._first: set[int] = set()
 
-    def _start(self) -> int:
+    def _start(self, environ: Mapping[str, str]) -> int:
         # Its standard input ends with this process, however that ends: the worker stops then. In a session of its
         # own, so that a Ctrl-C on the terminal is for this process, which passes it on as SIGTERM.
         worker = subprocess.Popen(
             [sys.executable, "-m", "app", "worker"],
-            env=self._environ,
+            env=environ,
             stdin=subprocess.PIPE,
             start_new_session=True,
         )
-        self._running[worker.pid] = (worker, time.monotonic())
+        self._running[worker.pid] = (worker, time.monotonic(), environ)
         if self._stopping:
             # The signal came between the decision to start it and its place in the list.
             terminate(worker.pid)
@@ -58,14 +57,14 @@ class Workers:
         Raises:
             StartError: one of the first could not start, and has said why; the others have stopped.
         """
-        self._first = {self._start() for _ in range(self._count)}
+        self._first = set(map(self._start, self._environs))
         failed = False
         while self._running:
             pid, status = os.wait()
             if pid not in self._running:
                 # As the first process of a container, this one inherits the orphans of others.
                 continue
-            worker, started_s = self._running.pop(pid)
+            worker, started_s, environ = self._running.pop(pid)
             worker.returncode = os.waitstatus_to_exitcode(status)
             if worker.stdin is not None:
                 worker.stdin.close()
@@ -80,7 +79,7 @@ class Workers:
             if time.monotonic() - started_s < YOUNG_S:
                 time.sleep(YOUNG_S)
             if not self._stopping:
-                self._start()
+                self._start(environ)
         if failed:
             raise StartError("a worker cannot start, see above")
 

@@ -66,6 +66,10 @@ def test_app_waits_for_the_database_and_its_settings_are_taken(services: dict[st
     assert {"ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "OPENAI_API_KEY", "OPENAI_BASE_URL"} < app[
         "environment"
     ].keys()
+    # None are shown, unless METRICS_PORT says where; then to the other containers alone.
+    assert (settings.metrics_port, settings.metrics_host) == (None, "0.0.0.0")
+    assert "METRICS_PORT" in app["environment"]
+    assert len(app["ports"]) == 1
     # Published on this machine alone: identity is whatever a header says.
     assert "127.0.0.1" in str(app["ports"])
 

@@ -484,5 +484,5 @@ def test_server_that_waits_to_stop_is_not_ready_and_serves(
 def test_workers_that_cannot_start_end_with_their_cause(capfd: pytest.CaptureFixture[str]) -> None:
     environ = {"PATH": os.environ["PATH"], "PORT": "0", "DATABASE_URL": "postgresql://127.0.0.1:1/none"}
     with pytest.raises(StartError, match="a worker cannot start"):
-        Workers(2, environ).run()
+        Workers([environ] * 2).run()
     assert "llm-app: the database of DATABASE_URL: " in capfd.readouterr().err
