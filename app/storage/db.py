@@ -16,7 +16,7 @@ from psycopg2.errors import FeatureNotSupported, QueryCanceled, ReadOnlySqlTrans
 from app.errors import ApiError
 from app.storage.connect import connect, one_line
 from app.storage.pool import Pool, PoolClosed, Session
-from app.storage.statements import Constant, Statement, load
+from app.storage.statements import Constants, Statement, load
 
 log = logging.getLogger(__name__)
 
@@ -55,13 +55,10 @@ class Database:
 
     Waits at most `timeout_s` for a connection, then as long for the answer; PostgreSQL itself gives a
     statement up after the same time, because a client that stops waiting does not stop it.
-
     `constants`: parameters that are the same for all calls.
     """
 
-    def __init__(
-        self, url: str, *, pool_size: int, timeout_s: float, constants: Mapping[str, Constant] | None = None
-    ) -> None:
+    def __init__(self, url: str, *, pool_size: int, timeout_s: float, constants: Constants | None = None) -> None:
         self.statements = load(constants or {})
         self._prepares = ";\n".join(statement.prepare() for statement in self.statements.values())
         self._executes = {name: statement.execute() for name, statement in self.statements.items()}
@@ -136,7 +133,6 @@ class Database:
 
     async def _attempt(self, statement: Statement, params: Mapping[str, object]) -> Any:
         pool = self._guard if statement.on_guard else self._pool
-        task = asyncio.current_task()
         sent = False
         try:
             session = await pool.take()
@@ -147,7 +143,7 @@ class Database:
                 pool.give_back(session)
         except asyncio.CancelledError:
             # aiopg raises this too when PostgreSQL gave the statement up; then nobody cancelled this task.
-            if task and task.cancelling():
+            if (task := asyncio.current_task()) and task.cancelling():
                 raise
             raise DatabaseAway(sent=sent, cause=noted(self.unanswered, statement, "statement_timeout")) from None
         except (PoolClosed, TimeoutError, psycopg2.Error) as exc:

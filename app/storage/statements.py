@@ -15,7 +15,7 @@ from app.errors import StartError
 
 Value = TypeVar("Value")
 
-Constant = bool | int | Decimal
+Constants = Mapping[str, bool | int | Decimal]
 
 SQL = Path(__file__).parents[2] / "sql"
 
@@ -61,7 +61,7 @@ class Statement(NamedTuple):
         return f"execute {self.name}({arguments})" if arguments else f"execute {self.name}"
 
 
-def load(constants: Mapping[str, Constant]) -> dict[str, Statement]:
+def load(constants: Constants) -> dict[str, Statement]:
     """Return the statements by name.
 
     Raises:
@@ -79,7 +79,7 @@ def load(constants: Mapping[str, Constant]) -> dict[str, Statement]:
     return statements
 
 
-def parse(name: str, text: str, constants: Mapping[str, Constant]) -> Statement:
+def parse(name: str, text: str, constants: Constants) -> Statement:
     """Return what a file says.
 
     Raises:
