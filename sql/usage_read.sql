@@ -1,4 +1,4 @@
--- Read what a user has used of this day and month (UTC), and the budgets that apply to them.
+-- Read what a user has used of this day and month (UTC), deleted replies and all, and the budgets that apply to them.
 -- takes:   org_id, user_id
 -- returns: a row (caller_known, day_turns, day_input, day_output, month_turns, month_input, month_output, budgets);
 --          caller_known is false if the user is not in the org; budgets is a JSON array of
@@ -21,10 +21,19 @@ from (
         count(*) as month_turns,
         coalesce(sum(input_tokens), 0) as month_input,
         coalesce(sum(output_tokens), 0) as month_output
-    from messages
-    where org_id = %(org_id)s
-        and user_id = %(user_id)s
-        and created_at >= date_trunc('month', now(), 'UTC')
+    from (
+        select created_at, input_tokens, output_tokens
+        from messages
+        where org_id = %(org_id)s
+            and user_id = %(user_id)s
+            and created_at >= date_trunc('month', now(), 'UTC')
+        union all
+        select created_at, input_tokens, output_tokens
+        from deleted_replies
+        where org_id = %(org_id)s
+            and user_id = %(user_id)s
+            and created_at >= date_trunc('month', now(), 'UTC')
+    ) as replies
 ) as usage
 cross join (
     select

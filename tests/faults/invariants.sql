@@ -57,12 +57,19 @@ select
             select
                 coalesce(sum(charged), 0) as used,
                 coalesce(sum(reserved) filter (where finished_at is null), 0) as reserved
-            from messages
-            where messages.org_id = budgets.org_id
-                and (budgets.user_id is null or messages.user_id = budgets.user_id)
-                and messages.budgets & budgets.bit <> 0
-                and messages.created_at >= budgets.created_at
-                and date_trunc(budgets.period, messages.created_at, 'UTC') = budgets.window_start
+            from (
+                select org_id, user_id, created_at, finished_at, budgets, reserved, charged
+                from messages
+                union all
+                -- They had ended.
+                select org_id, user_id, created_at, created_at, budgets, 0, charged
+                from deleted_replies
+            ) as reply
+            where reply.org_id = budgets.org_id
+                and (budgets.user_id is null or reply.user_id = budgets.user_id)
+                and reply.budgets & budgets.bit <> 0
+                and reply.created_at >= budgets.created_at
+                and date_trunc(budgets.period, reply.created_at, 'UTC') = budgets.window_start
         ) as replies
         where (budgets.used, budgets.reserved) <> (replies.used, replies.reserved)
     ) as budgets_that_do_not_add_up
