@@ -12,7 +12,7 @@ from functools import partial
 
 from aiohttp import web
 
-from app.api import chat, history, site, tickets, usage
+from app.api import chat, chats, history, site, tickets, usage
 from app.api.identity import IDENTIFY, from_headers, identified, identified_by_query
 from app.api.limits import LIMITS, Limits
 from app.api.middleware import expect, observe, sign
@@ -92,7 +92,10 @@ def create_app(settings: Settings, *, model: Model | None = None) -> web.Applica
             web.delete("/chat/stream/{message_id}", identified(chat.stop)),
             web.get("/usage", identified(usage.read_usage)),
             web.get("/chats", identified(history.list_chats)),
+            web.patch("/chats/{chat_id}", identified(chats.rename)),
+            web.delete("/chats/{chat_id}", identified(chats.delete)),
             web.get("/chats/{chat_id}/messages", identified(history.list_messages)),
+            web.get("/chats/{chat_id}/export", identified(chats.export), allow_head=False),
         ]
     )
     app[SETTINGS] = settings

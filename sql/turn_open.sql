@@ -119,14 +119,14 @@ admitted as (
     where %(key)s::text is null or exists (select from keyed)
 ),
 started as (
-    insert into chats (org_id, id, user_id, title, message_count)
-    select %(org_id)s, chat_id, %(user_id)s, %(title)s, 2
+    insert into chats (org_id, id, user_id, title, message_count, updated_at)
+    select %(org_id)s, chat_id, %(user_id)s, %(title)s, 2, at
     from admitted
     where %(chat_id)s::uuid is null
 ),
 continued as (
     update chats
-    set message_count = chats.message_count + 2
+    set message_count = chats.message_count + 2, updated_at = at
     from admitted
     -- The parameter, not admitted.chat_id: with few rows known of, the planner would look through all chats of the org.
     where chats.org_id = %(org_id)s and chats.id = %(chat_id)s::uuid

@@ -11,7 +11,12 @@ from aiohttp.test_utils import TestClient, TestServer
 from serving import StartServer
 from support import RawClient, Rows, Tenant
 
-ROUTES = ["POST /chat", "POST /chat/stream", "GET /chat/stream", "GET /chats", "GET /chats/{chat_id}/messages"]
+ROUTES = [
+    *("POST /chat", "POST /chat/stream", "GET /chat/stream", "GET /chats", "GET /chats/{chat_id}/messages"),
+    *("PATCH /chats/{chat_id}", "DELETE /chats/{chat_id}", "GET /chats/{chat_id}/export"),
+]
+# These do not tell a chat that there is from one that there is not.
+SILENT = ["GET /chats", "DELETE /chats/{chat_id}"]
 
 
 async def call(
@@ -26,7 +31,8 @@ async def call(
     if path == "/chat/stream":
         params = {"message": "Hi", "orgId": org_id, "userId": user_id} | ({"chatId": chat_id} if chat_id else {})
         return await client.get(path, params=params)
-    return await client.get(path, headers=headers)
+    body = {"title": "Mine"} if method == "PATCH" else None
+    return await client.request(method, path, json=body, headers=headers)
 
 
 async def chat_of(client: TestClient, tenant: Tenant) -> str:
@@ -75,12 +81,12 @@ async def test_user_who_is_not_in_the_org_is_403(
     assert rows.messages(tenant.org_id) == rows.messages(other.org_id) == []
 
 
-@pytest.mark.parametrize("route", [route for route in ROUTES if route != "GET /chats"])
+@pytest.mark.parametrize("route", [route for route in ROUTES if route not in SILENT])
 async def test_chat_of_another_user_or_org_does_not_exist(
     client: TestClient, rows: Rows, tenant: Tenant, route: str
 ) -> None:
     chat_id = await chat_of(client, tenant)
-    before = rows.messages(tenant.org_id)
+    before = rows.messages(tenant.org_id), rows("select title from chats where id = %s", chat_id)
     for other in (rows.tenant(tenant.org_id), rows.tenant()):
         response = await call(client, route, other.org_id, other.user_id, chat_id)
         assert response.status == 404
@@ -88,6 +94,18 @@ async def test_chat_of_another_user_or_org_does_not_exist(
         assert answer["message"] == "There is no such chat."
         unknown = await call(client, route, other.org_id, other.user_id, str(uuid4()))
         assert (await unknown.json())["message"] == answer["message"]
+    assert (rows.messages(tenant.org_id), rows("select title from chats where id = %s", chat_id)) == before
+
+
+async def test_chat_of_another_user_or_org_is_not_deleted_and_the_answer_does_not_tell(
+    client: TestClient, rows: Rows, tenant: Tenant
+) -> None:
+    chat_id = await chat_of(client, tenant)
+    before = rows.messages(tenant.org_id)
+    for other in (rows.tenant(tenant.org_id), rows.tenant()):
+        for asked in (chat_id, str(uuid4())):
+            response = await call(client, "DELETE /chats/{chat_id}", other.org_id, other.user_id, asked)
+            assert (response.status, await response.read()) == (204, b"")
     assert rows.messages(tenant.org_id) == before
 
 
@@ -96,8 +114,13 @@ async def test_chats_of_others_are_not_listed(client: TestClient, rows: Rows, te
     for other in (rows.tenant(tenant.org_id), rows.tenant()):
         response = await client.get("/chats", headers=other.headers)
         assert await response.json() == {"chats": [], "next": None}
-        response = await client.get("/chats", params={"before": chat_id}, headers=other.headers)
-        assert response.status == 404
+        response = await client.get("/chats", params={"q": "Secret"}, headers=other.headers)
+        assert await response.json() == {"chats": [], "next": None}
+        # The place of theirs in the list of another is one between that one's own.
+        response = await client.get(
+            "/chats", params={"before": f"9999999999999999_{chat_id}"}, headers=other.headers
+        )
+        assert await response.json() == {"chats": [], "next": None}
 
 
 async def test_message_of_another_chat_is_nothing_to_page_before(
@@ -120,7 +143,9 @@ async def test_schema_refuses_rows_that_point_into_another_org(
         rows("update chats set user_id = %s where id = %s", other.user_id, chat_id)
 
 
-@pytest.mark.parametrize("path", ["/chat", "/chat/stream", "/chats", f"/chats/{UUID(int=1)}/messages"])
+@pytest.mark.parametrize(
+    "path", ["/chat", "/chat/stream", "/chats", f"/chats/{UUID(int=1)}/messages", f"/chats/{UUID(int=1)}/export"]
+)
 @pytest.mark.parametrize("header", ["x-org-id", "x-user-id"])
 @pytest.mark.parametrize("times", [0, 2])
 async def test_identity_header_missing_or_sent_twice_is_401(
@@ -178,7 +203,13 @@ async def test_request_of_another_site_is_refused_and_stores_nothing(
     get = await client.get("/chat/stream", params={"message": "Hi", **tenant.query}, headers=headers)
     await get.read()
     posted = await client.post("/chat", json={"message": "Hi"}, headers=tenant.headers | headers)
-    assert (get.status, posted.status) == (status, status)
+    path = f"/chats/{(await posted.json()).get('chat_id', UUID(int=1))}"
+    renamed = await client.patch(path, json={"title": "Hi"}, headers=tenant.headers | headers)
+    exported = await client.get(f"{path}/export", headers=tenant.headers | headers)
+    await exported.read()
+    assert {get.status, posted.status, renamed.status, exported.status} == {status}
+    deleted = await client.delete(f"/chats/{UUID(int=1)}", headers=tenant.headers | headers)
+    assert deleted.status == (204 if status == 200 else 403)
     assert len(rows.messages(tenant.org_id)) == (4 if status == 200 else 0)
 
 
@@ -202,6 +233,7 @@ async def test_preflight_and_answers_let_an_allowed_page_read(client: TestClient
     preflight = await client.options("/chat/stream", headers=origin | {"Access-Control-Request-Method": "POST"})
     assert preflight.status == 204
     assert preflight.headers["Access-Control-Allow-Origin"] == "http://localhost:8080"
+    assert preflight.headers["Access-Control-Allow-Methods"] == "GET, POST, PATCH, DELETE"
     assert "x-org-id" in preflight.headers["Access-Control-Allow-Headers"]
     stream = await client.post("/chat/stream", json={"message": "Hi"}, headers=tenant.headers | origin)
     bad = await client.post("/chat/stream", json={}, headers=tenant.headers | origin)

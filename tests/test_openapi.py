@@ -16,9 +16,15 @@ from support import Gated, Rows, Tenant, events, says
 from app.api.site import SCRIPTS_AND_STYLES
 
 DOCUMENT: dict[str, Any] = json.loads((Path(__file__).parent.parent / "web/openapi.json").read_text())
-METHODS = {"get", "post", "delete"}
+METHODS = {"get", "post", "patch", "delete"}
 # The page is no part of what programs use.
 PAGE = {"/", *(f"/{name}" for name in SCRIPTS_AND_STYLES)}
+
+BODIES = [
+    *(None, b"{", b'{"title": "Hi"}', b'{"title": 7}'),
+    *(b'{"message": "Hi"}', b'{"message": " "}', b'{"message": "Hi", "chat_id": 7}'),
+]
+QUERIES = ["", "?limit=0", "?before=x", "?q=", "?offset=x", "?ticket=x", "?message=Hi&orgId=1&userId=2"]
 
 
 def operations() -> set[tuple[str, str]]:
@@ -69,8 +75,23 @@ async def test_answers_are_among_those_that_are_documented(
         rows.tenant(str(uuid.uuid4())).headers,
         {"x-org-id": "x", "x-user-id": "x"},
     ):
-        for body in (None, b"{", b'{"message": "Hi"}', b'{"message": " "}', b'{"message": "Hi", "chat_id": 7}'):
-            for query in ("", "?limit=0", "?offset=x", "?ticket=x", "?message=Hi&orgId=1&userId=2"):
+        for body in (
+            None,
+            b"{",
+            b'{"message": "Hi"}',
+            b'{"message": " "}',
+            b'{"message": "Hi", "chat_id": 7}',
+            b'{"title": "Hi"}',
+        ):
+            for query in (
+                "",
+                "?limit=0",
+                "?offset=x",
+                "?ticket=x",
+                "?before=x",
+                "?q=",
+                "?message=Hi&orgId=1&userId=2",
+            ):
                 more = {"content-type": "application/json"} if body else {}
                 async with client.request(method, url + query, data=body, headers=headers | more) as response:
                     assert str(response.status) in documented, (response.status, headers, body, query)

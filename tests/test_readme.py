@@ -200,6 +200,7 @@ def test_errors_are_those_of_the_code() -> None:
     said = set(re.findall(r'ApiError\(\s*(\d+),\s*"([^"]+)"', SOURCE))
     # A client that is gone does not get it; these are in another form.
     said = said - {("499", "Client closed request")} | {("503", "Database unavailable"), ("400", "Bad fullText")}
+    said |= {("400", f"Bad {name}") for name in ("message", "title", "q")}
     said |= {(str(status), error) for status, error, _ in ERRORS.values()}
     listed = {
         (re.findall(r"\d+", statuses)[i if "," in statuses else 0], error)

@@ -191,13 +191,17 @@ async def use_all(store: Store, tenant: Tenant) -> None:
     assert (earlier.reply_id, earlier.same) == (reply_id, True)
     _, undone_id = await turns.open(chat_id)
     assert await store.turn_undo(**ours | {"reply_id": undone_id})
-    chats = await store.chat_list(**caller, before=None, page_size=10)
-    assert [row.chat_id for row in chats] == [chat_id]
+    chats: dict[str, Any] = {"before_at": None, "before_id": None, "page_size": 10}
+    assert [row.chat_id for row in await store.chat_list(**caller, **chats, words="h")] == [chat_id]
+    renamed = await store.chat_rename(**caller, chat_id=chat_id, title="Ho")
+    assert (await store.chat_find(**caller, chat_id=chat_id)) == renamed
     page: dict[str, Any] = {"page_size": 10, "page_bytes": 1000, "chat_id": chat_id}
     messages = await store.message_list(**caller, **page, before=None)
     assert [row.content for row in messages] == ["Hi", "One two"]
     messages = await store.message_list(**caller, **page, before=reply_id)
     assert [row.content for row in messages] == ["Hi"]
+    exported = await store.message_export(**caller, **page, after=messages[0].message_id)
+    assert [row.content for row in exported] == ["One two"]
     ticket: dict[str, Any] = {**org, "hash": b"ticket"}
     assert await store.ticket_issue(**ticket, **new, user_id=tenant.user_id, message="Hi", chat_id=None)
     kept = await store.ticket_find(**ticket, lifetime_s=60.0)
@@ -212,6 +216,11 @@ async def use_all(store: Store, tenant: Tenant) -> None:
     assert (await store.ticket_sweep(age_s=0.0)).forgotten
     assert (await store.turn_key_sweep(age_s=0.0)).forgotten
     await store.turn_interrupt(given_up=[], silence_s=5.0, **PRICE)
+    deleted = await store.chat_delete(**caller, chat_id=chat_id)
+    assert (deleted.caller_known, deleted.running_id, deleted.overtaken) == (True, None, False)
+    gone = await store.chat_find(**caller, chat_id=chat_id)
+    assert gone is not None
+    assert gone.chat_id is None
 
 
 async def test_statement_goes_to_the_partition_of_its_org_alone(database: Explained, spread_rows: Rows) -> None:

@@ -22,7 +22,7 @@ from app.storage.statements import Statement, load, parse
 from app.storage.store import Store
 
 ORG_ALONE = re.compile(r"\(org_id = [^()]+\)")
-TABLES = {"orgs", "users", "chats", "messages", "turn_keys", "tickets", "budgets"}
+TABLES = {"orgs", "users", "chats", "messages", "turn_keys", "tickets", "budgets", "deleted_replies"}
 STATEMENTS = load({})
 
 VALUES: dict[str, Any] = {
@@ -59,6 +59,8 @@ VALUES: dict[str, Any] = {
     "channels": ["channels"],
     "payloads": ["{}"],
     "message": "Hi",
+    "before_at": None,
+    "words": "Hi",
 }
 
 
@@ -112,7 +114,7 @@ def test_statement_reads_no_whole_table(cursor: Any, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "index"),
     [
-        ("chat_list", "chats_newest"),
+        ("chat_list", "chats_active"),
         ("message_list", "messages_org_id_chat_id_position_key"),
         ("turn_open", "messages_org_id_chat_id_position_key"),
         ("turn_interrupt", "messages_running"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from aiohttp import web
 
 from app.api.identity import CALLER, parse_uuid, refuse_caller
-from app.api.inputs import iso, read_page
+from app.api.inputs import Place, iso, read_chats_page, read_page, read_words
 from app.errors import ApiError, unknown_chat
 from app.settings import SETTINGS
 from app.storage.store import STORE
@@ -15,21 +17,31 @@ PAGE_BYTES = 500_000
 
 
 async def list_chats(request: web.Request) -> web.Response:
-    """`GET /chats`: the caller's chats, newest first."""
-    org_id, user_id = request[CALLER]
-    limit, before = read_page(request)
-    rows = await request.app[STORE].chat_list(org_id=org_id, user_id=user_id, before=before, page_size=limit + 1)
+    """`GET /chats`: the caller's chats, the last one that was active first."""
+    limit, before = read_chats_page(request)
+    rows = await request.app[STORE].chat_list(
+        **request[CALLER]._asdict(),
+        before_at=before and before.updated_at,
+        before_id=before and before.chat_id,
+        words=read_words(request),
+        page_size=limit + 1,
+    )
     if not rows:
         refuse_stranger(request)
-    if before is not None and not (rows and rows[0].before_known):
-        raise ApiError(404, "Not found", "There is no such chat to page before.")
-    chats = [
-        {"chat_id": row.chat_id, "title": row.title, "created_at": iso(row.created_at)}
-        for row in rows
-        if row.chat_id is not None
-    ]
+    chats = [row for row in rows if row.chat_id is not None]
     page = chats[:limit]
-    return web.json_response({"chats": page, "next": page[-1]["chat_id"] if len(chats) > limit else None})
+    more = str(Place(page[-1].updated_at, page[-1].chat_id)) if len(chats) > limit else None
+    return web.json_response({"chats": list(map(describe, page)), "next": more})
+
+
+def describe(chat: Any) -> dict[str, str]:
+    """Return what a client is told of a chat."""
+    return {
+        "chat_id": chat.chat_id,
+        "title": chat.title,
+        "created_at": iso(chat.created_at),
+        "updated_at": iso(chat.updated_at),
+    }
 
 
 async def list_messages(request: web.Request) -> web.Response:

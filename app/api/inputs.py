@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import Container
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, NoReturn
 
 from aiohttp import web
@@ -19,10 +19,16 @@ from app.settings import SETTINGS
 PAGE_SIZE_DEFAULT = 50
 PAGE_SIZE_LIMIT = 100
 
+# Of a title, and of what titles are searched for.
+TITLE_LIMIT_CHARS = 200
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
 
 SANE_KEY = re.compile(r"[!-~]{1,255}")
 LAST_EVENT_ID_NAME = re.compile(r"last[-_]?event[-_]?id", re.ASCII | re.IGNORECASE)
 LAST_EVENT_ID = re.compile(r"([0-9a-f-]{36}):([0-9]{1,9})(:end)?", re.ASCII)
+PLACE = re.compile(r"([0-9]{1,16})_([0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12})", re.ASCII)
 
 
 class Question(NamedTuple):
@@ -30,6 +36,16 @@ class Question(NamedTuple):
     chat_id: str | None
     # Whether what the model thinks aloud is to be sent, too.
     reasoning: bool = False
+
+
+class Place(NamedTuple):
+    """Where a chat is in the list. By its time, not by its id alone: the chat may move up before the next page."""
+
+    updated_at: datetime
+    chat_id: str
+
+    def __str__(self) -> str:
+        return f"{(self.updated_at - EPOCH) // MICROSECOND}_{self.chat_id}"
 
 
 class LastEventId(NamedTuple):
@@ -84,16 +100,36 @@ async def read_json_object(request: web.Request) -> dict[str, object]:
 
 
 def check_question(request: web.Request, message: object, chat_id: object) -> Question:
-    limit = request.app[SETTINGS].message_limit_chars
-    if not isinstance(message, str):
-        raise ApiError(400, "Bad message", f"message is {json_type(message)}, expected a string.")
-    if not message.strip():
-        raise ApiError(400, "Bad message", "message is blank, expected some text.")
-    if len(message) > limit:
-        raise ApiError(400, "Bad message", f"message has {len(message)} characters, expected at most {limit}.")
-    if storable(message) != message:
-        raise ApiError(400, "Bad message", "message holds NUL or a lone surrogate, expected Unicode text.")
+    message = check_text("message", message, request.app[SETTINGS].message_limit_chars)
     return Question(message, None if chat_id is None else parse_uuid("chat_id", chat_id))
+
+
+def check_text(name: str, text: object, limit: int) -> str:
+    if not isinstance(text, str):
+        raise ApiError(400, f"Bad {name}", f"{name} is {json_type(text)}, expected a string.")
+    if not text.strip():
+        raise ApiError(400, f"Bad {name}", f"{name} is blank, expected some text.")
+    if len(text) > limit:
+        raise ApiError(400, f"Bad {name}", f"{name} has {len(text)} characters, expected at most {limit}.")
+    if storable(text) != text:
+        raise ApiError(400, f"Bad {name}", f"{name} holds NUL or a lone surrogate, expected Unicode text.")
+    return text
+
+
+async def read_title(request: web.Request) -> str:
+    """Return the title that the body gives a chat, without the white space around it.
+
+    Raises:
+        ApiError: 400, 408, 413 or 415, the body is not what it should be.
+    """
+    title = (await read_json_object(request)).get("title")
+    return check_text("title", title.strip() if isinstance(title, str) else title, TITLE_LIMIT_CHARS)
+
+
+def read_words(request: web.Request) -> str | None:
+    """Return `q` of the query: what titles are searched for."""
+    words = request.query.get("q")
+    return None if words is None else check_text("q", words, TITLE_LIMIT_CHARS)
 
 
 def refuse_spelling(given: Container[str], wrong: str, right: str) -> None:
@@ -113,14 +149,28 @@ def read_key(request: web.Request) -> str | None:
 
 
 def read_page(request: web.Request) -> tuple[int, str | None]:
-    """Return `limit` and `before` of the query."""
+    """Return `limit` and `before` of the query, which is the id of a message."""
+    before = request.query.get("before")
+    return read_limit(request), None if before is None else parse_uuid("before", before)
+
+
+def read_chats_page(request: web.Request) -> tuple[int, Place | None]:
+    """Return `limit` and `before` of the query, which is a place in the list of chats."""
+    before = request.query.get("before")
+    match = before and PLACE.fullmatch(before)
+    if before is not None and not match:
+        raise ApiError(400, "Bad before", f"before is {before[:60]!r}, expected `next` of a page of chats.")
+    place = Place(EPOCH + int(match[1]) * MICROSECOND, match[2]) if match else None
+    return read_limit(request), place
+
+
+def read_limit(request: web.Request) -> int:
     limit = request.query.get("limit", str(PAGE_SIZE_DEFAULT))
     if not (limit.isascii() and limit.isdigit() and len(limit) < 9 and 1 <= int(limit) <= PAGE_SIZE_LIMIT):
         raise ApiError(
             400, "Bad limit", f"limit is {limit[:20]!r}, expected a whole number from 1 to {PAGE_SIZE_LIMIT}."
         )
-    before = request.query.get("before")
-    return int(limit), None if before is None else parse_uuid("before", before)
+    return int(limit)
 
 
 def read_offset(request: web.Request) -> int:

@@ -104,7 +104,7 @@ def preflight() -> web.Response:
     return web.Response(
         status=204,
         headers={
-            "Access-Control-Allow-Methods": "GET, POST, DELETE",
+            "Access-Control-Allow-Methods": "GET, POST, PATCH, DELETE",
             "Access-Control-Allow-Headers": (
                 "authorization, content-type, idempotency-key, last-event-id, x-org-id, x-user-id, x-request-id"
             ),

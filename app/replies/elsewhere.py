@@ -10,7 +10,7 @@ from aiohttp import web
 
 from app.errors import ApiError, stopping
 from app.replies.bells import Bells, Call
-from app.replies.mirrors import Mirrors
+from app.replies.mirrors import SEEN_S, Mirrors
 from app.replies.reader import Client
 from app.replies.remotes import Remotes
 from app.replies.reply import Reply
@@ -111,6 +111,16 @@ class Elsewhere:
             message = "The server that has the reply did not answer; try again."
             raise ApiError(503, "Not stopped", message, headers={"Retry-After": "1"})
         return row.status
+
+    async def stop_for_good(self, caller: Caller, reply_id: str) -> None:
+        """The same for a reply whose row is about to be deleted: all its readers are told first how it ended.
+
+        Those at other servers see that by the row.
+        """
+        is_seen = self._turns.find(reply_id, caller) is not None and not self._remotes.has_readers(reply_id)
+        await self.stop(caller, reply_id)
+        if not is_seen:
+            await asyncio.sleep(SEEN_S)
 
     async def make_way(self, caller: Caller, reply_id: str, home_id: int) -> bool:
         """End a reply that nobody reads, for a new question in its chat; return whether it has ended.

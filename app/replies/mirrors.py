@@ -30,6 +30,9 @@ CALL_AGAIN_S = 1.0
 # How often rows are looked at; readers see no shorter gaps.
 LOOK_S = 0.1
 
+# By then each mirror has looked at its row, also where the bell was lost.
+SEEN_S = CALL_AGAIN_S + 3 * LOOK_S
+
 # How long home has to answer, and a row to have what its reply has: who has just read at home knows of more.
 ANSWER_S = 2.0
 

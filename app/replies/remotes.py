@@ -97,6 +97,9 @@ class Remotes:
         with suppress(DatabaseAway):
             await self._bells.ring([(call.server_id, Call("done", call.reply_id, self._bells.server_id))])
 
+    def has_readers(self, reply_id: str) -> bool:
+        return any(read_id == reply_id for read_id, _ in self._readers)
+
     def tell(self, reader: RemoteReader) -> None:
         """Let its server know, soon, what has been said or how it ended."""
         self._untold.add(reader)

@@ -61,9 +61,13 @@ class Store:
     All raise what `Database.run` does.
     """
 
+    chat_delete: Method[Any]
+    chat_find: Method[Any | None]
     chat_list: Method[Sequence[Any]]
+    chat_rename: Method[Any | None]
     database_ping: Method[Any]
     demo_seed: Method[None]
+    message_export: Method[Sequence[Any]]
     message_list: Method[Sequence[Any]]
     reply_find: Method[FoundReply | None]
     reply_look: Method[Sequence[Any]]
