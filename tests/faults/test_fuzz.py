@@ -7,6 +7,7 @@ import http.client
 import itertools
 import json
 import random
+import re
 import socket
 import time
 from collections import Counter
@@ -60,7 +61,10 @@ class Fuzz:
         self.server, self.tenant = server, tenant
         self.rng = random.Random(SEED)
         self.answers: Counter[tuple[str, int]] = Counter()
-        self.known: dict[str, list[str]] = {"chat_id": [], "message_id": [], "ticket": []}
+        self.known: dict[str, list[str]] = {"chat_id": [], "message_id": [], "ticket": [], "before": []}
+        # What is acknowledged to be deleted, and what else is then gone.
+        self.deleted: set[str] = set()
+        self.chat_of: dict[str, str] = {}
         # Each question is asked once, so that a double would show.
         self.number = itertools.count()
 
@@ -74,6 +78,9 @@ class Fuzz:
         if response.status_code == 400 and len(response.request.url or "") > URL_LIMIT:
             return {}
         case.validate_response(response, checks=CHECKS)
+        if (case.operation.label, response.status_code) == ("DELETE /chats/{chat_id}", 204):
+            self.deleted.add(chat_id := case.path_parameters["chat_id"])
+            self.known["chat_id"] = [other for other in self.known["chat_id"] if other != chat_id]
         if response.status_code != 200:
             return {}
         said: dict[str, Any]
@@ -84,8 +91,13 @@ class Fuzz:
                 assert said["fullText"].endswith("".join(event["token"] for event in tokens))
             assert response.headers["x-chat-id"] == [said["chat_id"]]
             assert response.headers["x-message-id"] == [said["message_id"]]
+        elif response.headers["content-type"] == ["application/x-ndjson"]:
+            said, *_ = map(json.loads, response.content.splitlines())
         else:
             said = json.loads(response.content)
+            self.known["before"] += filter(None, [said["next"]]) if "chats" in said else []
+        if "message_id" in said and "chat_id" in said:
+            self.chat_of[said["message_id"]] = said["chat_id"]
         for name in self.known.keys() & said.keys():
             self.known[name].append(said[name])
         return said
@@ -112,7 +124,8 @@ class Fuzz:
         say(requests=self.answers.total(), statuses=statuses, reached=reached)
         assert min(reached.values()) > 0, reached
         stored = rows("select id from messages where org_id = %s and role = 'assistant'", self.tenant.org_id)
-        assert {str(reply_id) for [reply_id] in stored} == set(self.known["message_id"])
+        kept = {reply_id for reply_id in self.known["message_id"] if self.chat_of[reply_id] not in self.deleted}
+        assert {str(reply_id) for [reply_id] in stored} == kept
         assert self.server.errors() == []
         assert broken_invariants(database) == {}
 
@@ -140,7 +153,7 @@ def aim(fuzz: Fuzz, case: Case) -> None:
             query.pop("lastEventId", None)
         for name in case.path_parameters:
             case.path_parameters[name] = fuzz.latest(name, back)
-        paged = "chat_id" if case.operation.path == "/chats" else "message_id"
+        paged = "before" if case.operation.path == "/chats" else "message_id"
         there = {"before": fuzz.latest(paged, back), "chatId": fuzz.latest("chat_id", back), "offset": back}
         query.update({name: there[name] for name in there.keys() & query.keys()})
         if isinstance(body, dict) and "chat_id" in body:
@@ -269,6 +282,7 @@ QUESTION = st.fixed_dictionaries(
     },
 )
 FRAMING = mostly(st.just("length"), st.sampled_from(["chunked", "HTTP/1.0"]))
+GOOD_TITLE = among(b'{"title":"$number"}', b'{"title":" \\u2028$number "}')
 GOOD_BODY = among(b'{"message":"$number"}', b'{"message":"$number","chat_id":"$chat_id"}')
 ODD_BODY = st.one_of(
     QUESTION.map(lambda question: json.dumps(question).encode()),
@@ -293,7 +307,10 @@ def templates(draw: st.DrawFn, operation: Any) -> tuple[Any, bytes, list[bytes],
     """Give the operation, a target, headers and a body for it, each odd now and then, and how they are framed."""
     target = operation.path.encode()
     for name in (b"chat_id", b"message_id"):
-        target = target.replace(b"{%b}" % name, draw(mostly(st.just(b"$" + name), IN_URL)))
+        there, odd = st.just(b"$" + name), IN_URL
+        # Of a chat that is deleted there is no more to ask.
+        deletes = operation.label == "DELETE /chats/{chat_id}"
+        target = target.replace(b"{%b}" % name, draw(mostly(odd, there) if deletes else mostly(there, odd)))
     target += b"?"
     headers = draw(mostly(st.just([]), st.lists(HEADER, max_size=3)))
     if operation.label == "GET /chat/stream":
@@ -311,7 +328,8 @@ def templates(draw: st.DrawFn, operation: Any) -> tuple[Any, bytes, list[bytes],
         return operation, target, headers, b"", framing
     headers.append(b"Content-Type: " + draw(CONTENT_TYPE))
     headers += draw(mostly(st.just([]), MORE_OF_BODY))
-    return operation, target, headers, draw(GOOD_BODY if draw(st.booleans()) else ODD_BODY), framing
+    good = GOOD_TITLE if operation.method == "patch" else GOOD_BODY
+    return operation, target, headers, draw(good if draw(st.booleans()) else ODD_BODY), framing
 
 
 def frame(head: bytes, body: bytes, framing: str) -> bytes:
@@ -367,7 +385,9 @@ def test_any_bytes_that_are_http_are_answered_as_the_document_says(
             # A body that is not encoded as it says ends the connection.
             if raw.will_close or b"Content-Encoding" in head:
                 connections.pop().close()
-        fuzz.check(operation.Case(path_parameters={"chat_id": "-", "message_id": "-"}), response)
+        named = re.match(rb"\w+ /chats/([0-9a-f-]{36})[/?]", head)
+        chat_id = named[1].decode() if named else "-"
+        fuzz.check(operation.Case(path_parameters={"chat_id": chat_id, "message_id": "-"}), response)
 
     try:
         fuzz.each([templates(operation) for operation in OPERATIONS], scale(6, 50), scale(7, 22), ask)

@@ -1,4 +1,4 @@
-"""Large answers, asked for and dropped: what they held is given back."""
+"""Large answers: what those held that are dropped is given back, and what is streamed is not held at all."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 
+from aiohttp import ClientSession
 from ledger import Server, scale
 from support import Rows, Tenant, eventually
 
@@ -14,18 +15,16 @@ LONGEST = "\U0001f642" * 32_000
 MIB = 1024 * 1024
 
 
-def add_long_chat(rows: Rows, tenant: Tenant) -> str:
+def add_long_chat(rows: Rows, tenant: Tenant, count: int = 50) -> str:
     [(chat_id,)] = rows(
         "with chat as (insert into chats (org_id, id, user_id, title, message_count)"
-        " values (%s, gen_random_uuid(), %s, 'Long', 50) returning org_id, id),"
+        " values (%s, gen_random_uuid(), %s, 'Long', %s) returning org_id, id),"
         " said as (insert into messages"
         " (org_id, id, chat_id, position, role, content, status, finished_at, server_id)"
         " select org_id, gen_random_uuid(), chat.id, n, case n %% 2 when 1 then 'user' else 'assistant' end, %s,"
-        " 'complete', now(), case n %% 2 when 0 then 1 end from chat, generate_series(1, 50) as n)"
+        " 'complete', now(), case n %% 2 when 0 then 1 end from chat, generate_series(1, %s) as n)"
         " select id::text from chat",
-        tenant.org_id,
-        tenant.user_id,
-        LONGEST,
+        *(tenant.org_id, tenant.user_id, count, LONGEST, count),
     )
     return str(chat_id)
 
@@ -57,4 +56,26 @@ async def test_large_pages_that_are_asked_for_and_dropped_leave_nothing_behind(
     await eventually(lambda: server.usage()[0] < 1.3 * before)
     say(before=f"{before / MIB:.0f}MiB", peak=f"{peak / MIB:.0f}MiB", after=f"{server.usage()[0] / MIB:.0f}MiB")
     assert peak < 300 * MIB
+    assert server.errors() == []
+
+
+async def test_export_of_a_long_chat_is_never_in_memory_as_a_whole(
+    serve: Callable[..., Server], own_rows: Rows, say: Callable[..., None]
+) -> None:
+    tenant = own_rows.tenant()
+    count = scale(200, 1600)
+    chat_id = add_long_chat(own_rows, tenant, count)
+    server = serve()
+    before, peak, size, lines = server.usage()[0], 0, 0, 0
+    async with (
+        ClientSession(read_bufsize=65_536) as session,
+        session.get(f"{server.base}/chats/{chat_id}/export", headers=tenant.headers) as response,
+    ):
+        assert response.status == 200
+        async for chunk in response.content.iter_any():
+            size, lines = size + len(chunk), lines + chunk.count(b"\n")
+            peak = max(peak, server.usage()[0])
+    assert lines == 1 + count
+    say(size=f"{size / MIB:.0f}MiB", before=f"{before / MIB:.0f}MiB", peak=f"{peak / MIB:.0f}MiB")
+    assert peak < before + 40 * MIB
     assert server.errors() == []
