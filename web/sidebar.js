@@ -13,12 +13,12 @@ const sidebar = (() => {
     let current = null; // the id of the open chat
     let next = null;
 
-    function chatItem({ chat_id: id, title, created_at: createdAt }) {
-        const made = new Date(createdAt);
-        const today = made.toDateString() === new Date().toDateString();
-        const when = made.toLocaleString(undefined, today ? { timeStyle: 'short' } : { dateStyle: 'medium' });
+    function chatItem({ chat_id: id, title, updated_at: updatedAt }) {
+        const active = new Date(updatedAt);
+        const today = active.toDateString() === new Date().toDateString();
+        const when = active.toLocaleString(undefined, today ? { timeStyle: 'short' } : { dateStyle: 'medium' });
         const name = el('span', { dir: 'auto', textContent: title });
-        const time = el('time', { dateTime: made.toISOString(), textContent: when });
+        const time = el('time', { dateTime: active.toISOString(), textContent: when });
         return el('li', {}, el('a', { href: `#${id}`, title }, name, time));
     }
 
