@@ -1,9 +1,9 @@
 -- Find what a ticket asks, and the reply that it has.
 -- takes:   org_id, hash (SHA-256 of the ticket), lifetime_s (seconds that it has to ask)
--- returns: a row or none (user_id, message, chat_id, reply_id); reply_id is null if it has not asked yet;
+-- returns: a row or none (user_id, message, chat_id, replaces, last, reply_id); reply_id is null if it has not asked yet;
 --          none if there is no such ticket, or it has not asked in time
 -- repeat:  yes
-select tickets.user_id, tickets.message, tickets.chat_id, turn_keys.reply_id
+select tickets.user_id, tickets.message, tickets.chat_id, tickets.replaces, tickets.last, turn_keys.reply_id
 from tickets
 left join turn_keys
     on turn_keys.org_id = %(org_id)s

@@ -1,15 +1,18 @@
 -- Open a turn: check the caller, find or create the chat, store the question and an empty reply. All or nothing.
 -- takes:   org_id, user_id, create_caller (whether a user who is not known is made, and their org),
 --          chat_id (null: a new chat), title (of a new chat), reply_id,
+--          replaces (a question of the chat, or its reply: the new one takes the place of it and of all after it; null: of
+--          none), last (what its asker takes for the last message of the chat; null: the reply to what is replaced),
 --          content (of the question), server_id (whose lock this server holds), history_limit (messages),
 --          key (of the turn, unique for the user; null: none), asked (SHA-256 of the question; null where key is),
 --          max_tokens (of a reply), min_tokens (fewer are not worth a reply), system_bytes (of a system prompt),
 --          input_price, output_price (of a token, in millionths of a budget's unit)
--- returns: a row (caller_known, chat_known, overtaken, chat_id, created_at, history, running_id, running_server_id,
---          granted, short, budgets);
+-- returns: a row (caller_known, chat_known, overtaken, gone_on, chat_id, created_at, history, running_id,
+--          running_server_id, granted, short, budgets);
 --          caller_known is false if the user is not in the org, chat_known if the caller has no such chat;
 --          running_id is the reply that the chat has running, and running_server_id its server, null if none;
 --          overtaken: another turn of the chat came first, and this statement could not see it: to be repeated;
+--          gone_on: what is to be replaced is not there, or is more than its asker knows of;
 --          chat_id is null if nothing is stored: in these cases, or because the key is taken;
 --          granted is how many tokens the budgets leave for the reply, null where there are none;
 --          short: some budget leaves too few (used: for what its window has used; reserved: for what runs), null: none;
@@ -42,15 +45,16 @@ newcomer as (
 ),
 -- Who waits here for another turn is given the row as that turn has left it...
 chat as (
-    select chats.id, chats.message_count
+    select chats.id, chats.message_count, chats.xmin as version
     from caller
     join chats
         on chats.org_id = %(org_id)s and chats.user_id = caller.id and chats.id = %(chat_id)s::uuid
     for update of chats
 ),
--- ...but all else as it was when this statement began (READ COMMITTED). So the two are compared.
+-- ...but all else as it was when this statement began (READ COMMITTED). So the two are compared: by the transaction that
+-- has written it, because a turn that takes the place of another leaves message_count as it was.
 last_reply as (
-    select messages.id, messages.status, messages.server_id, chats.message_count as position
+    select messages.id, messages.status, messages.server_id, chats.xmin as version
     from caller
     join chats
         on chats.org_id = %(org_id)s and chats.user_id = caller.id and chats.id = %(chat_id)s::uuid
@@ -65,17 +69,25 @@ place as (
     from (select id from caller union all select id from newcomer) as anyone
     where %(chat_id)s::uuid is null
     union all
-    select chat.id, chat.message_count
+    select chat.id, kept.message_count
     from chat
     join last_reply
-        on last_reply.position = chat.message_count and last_reply.status is distinct from 'streaming'
+        on last_reply.version = chat.version
+    cross join lateral (
+        -- What is for those that replace is in functions: as parts of the statement it would cost every turn 0.02 ms.
+        select case
+            when %(replaces)s::uuid is null then chat.message_count
+            else chat_kept(%(org_id)s, chat.id, %(replaces)s, %(last)s, last_reply.id, chat.message_count)
+        end as message_count
+    ) as kept
+    where last_reply.status is distinct from 'streaming' or kept.message_count is null
 ),
 quoted as (
     select
         chat_id,
         message_count,
         case
-            when exists (
+            when message_count is not null and exists (
                 select from budgets
                 where org_id = %(org_id)s
                     and owner_id = any(array['00000000-0000-0000-0000-000000000000', %(user_id)s]::uuid[])
@@ -86,7 +98,10 @@ quoted as (
                 chat_id,
                 -- Of the history.
                 message_count - %(history_limit)s::integer / 2 * 2,
-                %(system_bytes)s::integer + octet_length(%(content)s),
+                %(system_bytes)s::integer + octet_length(%(content)s)
+                    - case when %(replaces)s::uuid is null then 0
+                        else chat_bytes(%(org_id)s, chat_id, message_count)
+                    end,
                 %(max_tokens)s,
                 %(min_tokens)s,
                 %(input_price)s,
@@ -98,7 +113,7 @@ quoted as (
 affordable as (
     select chat_id, message_count, quote
     from quoted
-    where (quote).short is null
+    where (quote).short is null and message_count is not null
 ),
 keyed as (
     insert into turn_keys (org_id, user_id, key, asked, reply_id)
@@ -116,7 +131,11 @@ admitted as (
         -- Not now(): that is when this statement came, and the turn before may have come later, and been through.
         coalesce((quote).at, clock_timestamp()) as at
     from affordable
-    where %(key)s::text is null or exists (select from keyed)
+    where case
+        when %(key)s::text is not null and not exists (select from keyed) then false
+        when %(replaces)s::uuid is not null then chat_shorten(%(org_id)s, chat_id, message_count)
+        else true
+    end
 ),
 started as (
     insert into chats (org_id, id, user_id, title, message_count, updated_at)
@@ -126,7 +145,7 @@ started as (
 ),
 continued as (
     update chats
-    set message_count = chats.message_count + 2, updated_at = at
+    set message_count = admitted.message_count + 2, updated_at = at
     from admitted
     -- The parameter, not admitted.chat_id: with few rows known of, the planner would look through all chats of the org.
     where chats.org_id = %(org_id)s and chats.id = %(chat_id)s::uuid
@@ -153,7 +172,8 @@ reply as (
 select
     exists (select from caller) or exists (select from newcomer) as caller_known,
     %(chat_id)s::uuid is null or exists (select from chat) as chat_known,
-    exists (select from chat where message_count is distinct from (select position from last_reply)) as overtaken,
+    exists (select from chat where version is distinct from (select version from last_reply)) as overtaken,
+    quoted.chat_id is not null and quoted.message_count is null as gone_on,
     reply.chat_id,
     reply.created_at,
     (
@@ -163,6 +183,8 @@ select
             and chat_id = %(chat_id)s::uuid
             -- An even number of them, so that the first one is a question. None, if nothing was stored.
             and position > (select message_count from admitted) - %(history_limit)s::integer / 2 * 2
+            -- What is replaced was there when this statement began.
+            and position <= (select message_count from admitted)
     ) as history,
     (select id from last_reply where status = 'streaming') as running_id,
     (select server_id from last_reply where status = 'streaming') as running_server_id,

@@ -380,6 +380,8 @@ class Turns:
                 "chat_id": None,
                 "title": "Hi",
                 "content": "Hi",
+                "replaces": None,
+                "last": None,
             },
             **{"reply_id": reply_id, "server_id": server_id, "history_limit": 40},
             **{"key": None, "asked": None, "max_tokens": MAX_TOKENS, "min_tokens": 50, "system_bytes": 0},

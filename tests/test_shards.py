@@ -147,7 +147,9 @@ class Turns:
         self.caller = {"org_id": tenant.org_id, "user_id": tenant.user_id}
         self._store = store
 
-    async def open(self, chat_id: str | None = None, key: str | None = None) -> tuple[str, str]:
+    async def open(
+        self, chat_id: str | None = None, key: str | None = None, replaces: str | None = None
+    ) -> tuple[str, str]:
         """Return its chat and its reply."""
         reply_id = str(uuid4())
         opened = await self._store.turn_open(
@@ -156,6 +158,8 @@ class Turns:
             chat_id=chat_id,
             title="Hi",
             reply_id=reply_id,
+            replaces=replaces,
+            last=None,
             content="Hi",
             server_id=1,
             history_limit=40,
@@ -181,14 +185,24 @@ async def use_all(store: Store, tenant: Tenant) -> None:
     saved = await store.turn_checkpoint(server_id=1, **said, contents=["One"], inputs=[1], outputs=[2], **bells)
     assert (saved.saved, saved.rung) == ([reply_id], 1)
     assert [row.more for row in await store.reply_look(**said, lengths=[1])] == ["ne"]
-    cost: dict[str, Any] = {"input_tokens": 1, "output_tokens": 4, "is_estimated": False, **PRICE}
-    assert await store.turn_close(**ours, content="One two", status="complete", reason="length", **cost)
+    cost: dict[str, Any] = {
+        "reason": "length",
+        "input_tokens": 1,
+        "output_tokens": 4,
+        "is_estimated": False,
+        **PRICE,
+    }
+    assert await store.turn_close(**ours, content="One two", status="complete", **cost)
     found = await store.reply_find(**caller, reply_id=reply_id)
     assert found is not None
     assert (found.content, found.status, found.reason) == ("One two", "complete", "length")
     earlier = await store.turn_by_key(**caller, key="key", asked=b"Hi")
     assert earlier is not None
     assert (earlier.reply_id, earlier.same) == (reply_id, True)
+    _, undone_id = await turns.open(chat_id, replaces=reply_id)
+    assert await store.reply_find(**caller, reply_id=reply_id) is None
+    assert await store.turn_close(**ours | {"reply_id": undone_id}, content="One two", status="complete", **cost)
+    reply_id = undone_id
     _, undone_id = await turns.open(chat_id)
     assert await store.turn_undo(**ours | {"reply_id": undone_id})
     chats: dict[str, Any] = {"before_at": None, "before_id": None, "page_size": 10}
@@ -203,7 +217,8 @@ async def use_all(store: Store, tenant: Tenant) -> None:
     exported = await store.message_export(**caller, **page, after=messages[0].message_id)
     assert [row.content for row in exported] == ["One two"]
     ticket: dict[str, Any] = {**org, "hash": b"ticket"}
-    assert await store.ticket_issue(**ticket, **new, user_id=tenant.user_id, message="Hi", chat_id=None)
+    no_chat: dict[str, Any] = {"chat_id": None, "replaces": None, "last": None}
+    assert await store.ticket_issue(**ticket, **new, user_id=tenant.user_id, message="Hi", **no_chat)
     kept = await store.ticket_find(**ticket, lifetime_s=60.0)
     assert kept is not None
     assert (kept.user_id, kept.message) == (tenant.user_id, "Hi")

@@ -5,8 +5,6 @@ All that can be answered with a 4xx or 5xx happens before a stream's headers are
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from math import ceil
 from uuid import uuid4
@@ -109,7 +107,7 @@ async def stream_to_event_source(request: web.Request) -> web.StreamResponse:
         return await read_reply(request, reader, last.reply_id, last.offset)
     if given is None:
         refuse_spelling(request.query, "chat_id", "chatId")
-        question = check_question(request, request.query.get("message"), request.query.get("chatId"))
+        question = check_question(request, request.query, request.query.get("chatId"))
         key = read_key(request)
     else:
         question, key, _ = await tickets.find(request, given)
@@ -194,12 +192,13 @@ async def ask(
 
     Raises:
         ApiError: 402, the budget is spent; 403, the user is not in the org; 404, no such chat; 409, the chat has a
-            running reply, or the key was used for another question; 429 or 503, there is no room for the turn;
-            503, the database is away.
+            running reply, or has gone on, or the key was used for another question; 429 or 503, there is no room
+            for the turn; 503, the database is away.
     """
     app, caller, running_id = request.app, request[CALLER], None
-    asked = None if key is None else digest(question)
-    row = {"chat_id": question.chat_id, "key": key, "asked": asked}
+    asked = None if key is None else question.digest()
+    place = {"chat_id": question.chat_id, "replaces": question.replaces, "last": question.last}
+    row = {**place, "key": key, "asked": asked}
     try:
         app[LIMITS].admit(caller)
     except ApiError:
@@ -223,14 +222,11 @@ async def ask(
             # Others of the chat come first again and again; else the key has just become free.
             if opened.overtaken:
                 break
+        elif question.replaces is not None:
+            await app[ELSEWHERE].stop_for_good(caller, running_id)
         elif not await app[ELSEWHERE].make_way(caller, running_id, home_id):
             break
     raise reply_runs(running_id) if running_id or opened.overtaken else undone()
-
-
-def digest(question: Question) -> bytes:
-    """Return by what a key's question is known again."""
-    return hashlib.sha256(json.dumps([question.message, str(question.chat_id)]).encode()).digest()
 
 
 def refuse_question(opened: OpenedTurn, limits: Limits) -> None:
@@ -239,6 +235,9 @@ def refuse_question(opened: OpenedTurn, limits: Limits) -> None:
         refuse_caller()
     if not opened.chat_known:
         raise unknown_chat()
+    if opened.gone_on:
+        message = "The chat has gone on: expected replaces in it, and last (else the reply to that) at its end."
+        raise ApiError(409, "Gone on", message)
     if opened.short is not None:
         limits.over_budget[opened.short] += 1
         raise too_short(opened.short)

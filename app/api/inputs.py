@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import re
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, NoReturn
 
@@ -36,6 +37,17 @@ class Question(NamedTuple):
     chat_id: str | None
     # Whether what the model thinks aloud is to be sent, too.
     reasoning: bool = False
+    # The question, or its reply, whose place it takes, and that of all after it.
+    replaces: str | None = None
+    # What its asker takes for the chat's last message; None: the reply to what is replaced.
+    last: str | None = None
+
+    def digest(self) -> bytes:
+        """Return by what it is known to be the same question again."""
+        asked = [self.message, str(self.chat_id)]
+        if self.replaces is not None:
+            asked += [self.replaces, str(self.last)]
+        return hashlib.sha256(json.dumps(asked).encode()).digest()
 
 
 class Place(NamedTuple):
@@ -66,7 +78,7 @@ async def read_question(request: web.Request) -> Question:
     reasoning = body.get("reasoning")
     if not isinstance(reasoning, bool | None):
         raise ApiError(400, "Bad reasoning", f"reasoning is {json_type(reasoning)}, expected true or false.")
-    return check_question(request, body.get("message"), body.get("chat_id"))._replace(reasoning=bool(reasoning))
+    return check_question(request, body, body.get("chat_id"))._replace(reasoning=bool(reasoning))
 
 
 async def read_json_object(request: web.Request) -> dict[str, object]:
@@ -99,9 +111,17 @@ async def read_json_object(request: web.Request) -> dict[str, object]:
     return body
 
 
-def check_question(request: web.Request, message: object, chat_id: object) -> Question:
-    message = check_text("message", message, request.app[SETTINGS].message_limit_chars)
-    return Question(message, None if chat_id is None else parse_uuid("chat_id", chat_id))
+def check_question(request: web.Request, given: Mapping[str, object], chat_id: object) -> Question:
+    message = check_text("message", given.get("message"), request.app[SETTINGS].message_limit_chars)
+    chat_id = None if chat_id is None else parse_uuid("chat_id", chat_id)
+    replaces, last = (
+        None if given.get(name) is None else parse_uuid(name, given[name]) for name in ("replaces", "last")
+    )
+    if replaces is not None and chat_id is None:
+        raise ApiError(400, "Bad replaces", "replaces is given without a chat, expected the chat that it is in.")
+    if last is not None and replaces is None:
+        raise ApiError(400, "Bad last", "last is given without replaces, expected both.")
+    return Question(message, chat_id, replaces=replaces, last=last)
 
 
 def check_text(name: str, text: object, limit: int) -> str:

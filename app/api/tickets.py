@@ -46,6 +46,8 @@ async def issue(request: web.Request) -> web.Response:
         hash=digest(ticket),
         message=question.message,
         chat_id=question.chat_id,
+        replaces=question.replaces,
+        last=question.last,
     )
     if not issued:
         refuse_caller()
@@ -66,7 +68,8 @@ async def find(request: web.Request, ticket: str) -> Ticket:
     if row is None:
         raise refused()
     request[CALLER] = Caller(org_id, row.user_id)
-    return Ticket(Question(row.message, row.chat_id), hashed.hex(), row.reply_id)
+    question = Question(row.message, row.chat_id, replaces=row.replaces, last=row.last)
+    return Ticket(question, hashed.hex(), row.reply_id)
 
 
 def digest(ticket: str) -> bytes:

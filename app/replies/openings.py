@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asyncio import CancelledError
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from app.models import excerpt
 from app.replies.lease import now_s
@@ -17,18 +17,35 @@ OPEN_TRIES = 10
 # How long an open whose answer was not waited for may still be carried out: a frozen PostgreSQL keeps it.
 LATE_OPEN_S = 60.0
 
+# Of a reply that nobody was told of.
+END: dict[str, Any] = {
+    **{"content": None, "status": "interrupted", "reason": None},
+    **{"input_tokens": 0, "output_tokens": 0, "is_estimated": False},
+}
+
+
+class Doubt(NamedTuple):
+    """A turn of which nobody knows whether it was opened."""
+
+    caller: Caller
+    # Whether others are gone for it.
+    replaces: bool
+    # Until when, by `now_s`, it is looked for.
+    until_s: float
+
 
 class Openings:
     def __init__(self, store: Store) -> None:
         self._store = store
-        # Turns of which nobody knows whether they were opened: whose they are, and until when (by
-        # `now_s`) they are looked for.
-        self._doubtful: dict[str, tuple[Caller, float]] = {}
+        self._doubtful: dict[str, Doubt] = {}
 
-    async def open(self, caller: Caller, message: str, reply_id: str, **row: Any) -> OpenedTurn:
+    async def open(
+        self, caller: Caller, message: str, reply_id: str, *, replaces: str | None, **row: Any
+    ) -> OpenedTurn:
         """Store a question and an empty reply; `row`: more of what turn_open takes.
 
-        If its answer is lost, the turn is taken back, soon: its client is told that it was not opened.
+        If its answer is lost, the turn is taken back, soon: its client is told that it was not opened. One that
+        replaces others ends as interrupted instead.
 
         Raises:
             DatabaseAway: as it says.
@@ -39,34 +56,40 @@ class Openings:
                     **caller._asdict(),
                     **row,
                     reply_id=reply_id,
+                    replaces=replaces,
                     title=excerpt(message, words=8, chars=60),
                     content=message,
                 )
             except (DatabaseAway, CancelledError) as exc:
                 if not isinstance(exc, DatabaseAway) or exc.sent:
-                    self.revoke(caller, reply_id)
+                    self.revoke(caller, reply_id, replaces)
                 raise
             if not opened.overtaken:
                 break
         return opened
 
-    def revoke(self, caller: Caller, reply_id: str) -> None:
+    def revoke(self, caller: Caller, reply_id: str, replaces: str | None) -> None:
         """Take a turn back, soon, if it was opened or still will be."""
-        self._doubtful[reply_id] = (caller, late_s())
+        self._doubtful[reply_id] = Doubt(caller, replaces is not None, late_s())
 
     async def take_back(self) -> None:
         """Take back what is doubtful, as far as the database allows."""
         with suppress(DatabaseAway):
-            for reply_id, (caller, until_s) in list(self._doubtful.items()):
-                await self._undo(reply_id, caller, until_s)
+            for reply_id, doubt in list(self._doubtful.items()):
+                await self._undo(reply_id, doubt)
 
-    async def _undo(self, reply_id: str, caller: Caller, until_s: float) -> None:
+    async def _undo(self, reply_id: str, doubt: Doubt) -> None:
+        ours = {"org_id": doubt.caller.org_id, "reply_id": reply_id}
         try:
-            undone = await self._store.turn_undo(org_id=caller.org_id, reply_id=reply_id)
+            if doubt.replaces:
+                # What was there before it cannot be put back, and without the question there would be neither.
+                undone = await self._store.turn_close(**ours, **END)
+            else:
+                undone = await self._store.turn_undo(**ours)
         except DatabaseAway:
-            self.revoke(caller, reply_id)
+            self._doubtful[reply_id] = doubt._replace(until_s=late_s())
             raise
-        if undone or now_s() > until_s:
+        if undone or now_s() > doubt.until_s:
             self._doubtful.pop(reply_id, None)
 
 

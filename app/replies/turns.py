@@ -84,7 +84,7 @@ class Turns:
         try:
             opened = await self._openings.open(caller, message, reply_id, **row)
             if self.stopping and opened.chat_id is not None:
-                self._openings.revoke(caller, reply_id)
+                self._openings.revoke(caller, reply_id, row["replaces"])
                 raise stopping()
         except BaseException:
             self._count(caller, -1)

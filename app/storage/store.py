@@ -31,6 +31,7 @@ class OpenedTurn(Protocol):
     caller_known: bool
     chat_known: bool
     overtaken: bool
+    gone_on: bool
     chat_id: str | None
     created_at: datetime
     history: list[dict[str, Any]]
