@@ -185,24 +185,14 @@ async def use_all(store: Store, tenant: Tenant) -> None:
     saved = await store.turn_checkpoint(server_id=1, **said, contents=["One"], inputs=[1], outputs=[2], **bells)
     assert (saved.saved, saved.rung) == ([reply_id], 1)
     assert [row.more for row in await store.reply_look(**said, lengths=[1])] == ["ne"]
-    cost: dict[str, Any] = {
-        "reason": "length",
-        "input_tokens": 1,
-        "output_tokens": 4,
-        "is_estimated": False,
-        **PRICE,
-    }
-    assert await store.turn_close(**ours, content="One two", status="complete", **cost)
+    cost: dict[str, Any] = {"input_tokens": 1, "output_tokens": 4, "is_estimated": False, **PRICE}
+    assert await store.turn_close(**ours, content="One two", status="complete", reason="length", **cost)
     found = await store.reply_find(**caller, reply_id=reply_id)
     assert found is not None
     assert (found.content, found.status, found.reason) == ("One two", "complete", "length")
     earlier = await store.turn_by_key(**caller, key="key", asked=b"Hi")
     assert earlier is not None
     assert (earlier.reply_id, earlier.same) == (reply_id, True)
-    _, undone_id = await turns.open(chat_id, replaces=reply_id)
-    assert await store.reply_find(**caller, reply_id=reply_id) is None
-    assert await store.turn_close(**ours | {"reply_id": undone_id}, content="One two", status="complete", **cost)
-    reply_id = undone_id
     _, undone_id = await turns.open(chat_id)
     assert await store.turn_undo(**ours | {"reply_id": undone_id})
     chats: dict[str, Any] = {"before_at": None, "before_id": None, "page_size": 10}
@@ -217,8 +207,8 @@ async def use_all(store: Store, tenant: Tenant) -> None:
     exported = await store.message_export(**caller, **page, after=messages[0].message_id)
     assert [row.content for row in exported] == ["One two"]
     ticket: dict[str, Any] = {**org, "hash": b"ticket"}
-    no_chat: dict[str, Any] = {"chat_id": None, "replaces": None, "last": None}
-    assert await store.ticket_issue(**ticket, **new, user_id=tenant.user_id, message="Hi", **no_chat)
+    of_none: dict[str, Any] = {"chat_id": None, "replaces": None, "last": None}
+    assert await store.ticket_issue(**ticket, **new, **of_none, user_id=tenant.user_id, message="Hi")
     kept = await store.ticket_find(**ticket, lifetime_s=60.0)
     assert kept is not None
     assert (kept.user_id, kept.message) == (tenant.user_id, "Hi")
@@ -230,6 +220,8 @@ async def use_all(store: Store, tenant: Tenant) -> None:
     assert (await store.server_call(**bells)).rung == 1
     assert (await store.ticket_sweep(age_s=0.0)).forgotten
     assert (await store.turn_key_sweep(age_s=0.0)).forgotten
+    await turns.open(chat_id, replaces=reply_id)
+    assert await store.reply_find(**caller, reply_id=reply_id) is None
     await store.turn_interrupt(given_up=[], silence_s=5.0, **PRICE)
     deleted = await store.chat_delete(**caller, chat_id=chat_id)
     assert (deleted.caller_known, deleted.running_id, deleted.overtaken) == (True, None, False)
