@@ -220,8 +220,11 @@ async def use_all(store: Store, tenant: Tenant) -> None:
     assert (await store.server_call(**bells)).rung == 1
     assert (await store.ticket_sweep(age_s=0.0)).forgotten
     assert (await store.turn_key_sweep(age_s=0.0)).forgotten
-    await turns.open(chat_id, replaces=reply_id)
+    _, last_id = await turns.open(chat_id, replaces=reply_id)
     assert await store.reply_find(**caller, reply_id=reply_id) is None
+    assert await store.turn_close(
+        **ours | {"reply_id": last_id}, content="", status="stopped", reason=None, **cost
+    )
     await store.turn_interrupt(given_up=[], silence_s=5.0, **PRICE)
     deleted = await store.chat_delete(**caller, chat_id=chat_id)
     assert (deleted.caller_known, deleted.running_id, deleted.overtaken) == (True, None, False)

@@ -124,8 +124,10 @@ class Fuzz:
         say(requests=self.answers.total(), statuses=statuses, reached=reached)
         assert min(reached.values()) > 0, reached
         stored = rows("select id from messages where org_id = %s and role = 'assistant'", self.tenant.org_id)
+        replaced = rows("select id from deleted_replies where org_id = %s", self.tenant.org_id)
         kept = {reply_id for reply_id in self.known["message_id"] if self.chat_of[reply_id] not in self.deleted}
-        assert {str(reply_id) for [reply_id] in stored} == kept
+        there = {str(reply_id) for [reply_id] in stored}
+        assert there <= kept <= there | {str(reply_id) for [reply_id] in replaced}
         assert self.server.errors() == []
         assert broken_invariants(database) == {}
 
@@ -133,6 +135,11 @@ class Fuzz:
 def aim(fuzz: Fuzz, case: Case) -> None:
     """Make most requests the tenant's and about what there is; leave the others as they are."""
     rng, query, body = fuzz.rng, case.query, case.body
+    for given in (query, body):
+        # Most would replace what is not there.
+        if isinstance(given, dict) and rng.random() < 0.7:
+            given.pop("replaces", None)
+            given.pop("last", None)
     if rng.random() < 0.85:
         if case.operation.label != "GET /chat/stream":
             case.headers.update(fuzz.tenant.headers)
@@ -156,8 +163,11 @@ def aim(fuzz: Fuzz, case: Case) -> None:
         paged = "before" if case.operation.path == "/chats" else "message_id"
         there = {"before": fuzz.latest(paged, back), "chatId": fuzz.latest("chat_id", back), "offset": back}
         query.update({name: there[name] for name in there.keys() & query.keys()})
+        turn = {"replaces": fuzz.latest("message_id", rng.randint(1, 2)), "last": fuzz.latest("message_id")}
+        query.update({name: turn[name] for name in turn.keys() & query.keys()})
         if isinstance(body, dict) and "chat_id" in body:
-            body["chat_id"] = fuzz.latest("chat_id", back)
+            turn["chat_id"] = fuzz.chat_of.get(turn["last"], "none") if rng.random() < 0.5 else there["chatId"]
+            body.update({name: turn[name] for name in turn.keys() & body.keys()})
     if isinstance(body, dict) and isinstance(body.get("message"), str) and body["message"].strip():
         body["message"] = f"{next(fuzz.number)} {body['message']}"
     if str(query.get("message", "")).strip():
@@ -277,13 +287,19 @@ QUESTION = st.fixed_dictionaries(
     {"message": st.just("$number") | TEXT.map("$number {}".format) | st.sampled_from(["", " \x85\u2028"]) | VALUE},
     optional={
         "chat_id": st.sampled_from(["$chat_id", "$message_id"]) | TEXT | VALUE,
+        "replaces": st.sampled_from(["$message_id", "$chat_id"]) | TEXT | VALUE,
+        "last": st.sampled_from(["$message_id", "$chat_id"]) | TEXT | VALUE,
         "reasoning": st.booleans() | VALUE,
         "more": VALUE,
     },
 )
 FRAMING = mostly(st.just("length"), st.sampled_from(["chunked", "HTTP/1.0"]))
 GOOD_TITLE = among(b'{"title":"$number"}', b'{"title":" \\u2028$number "}')
-GOOD_BODY = among(b'{"message":"$number"}', b'{"message":"$number","chat_id":"$chat_id"}')
+GOOD_BODY = among(
+    b'{"message":"$number"}',
+    b'{"message":"$number","chat_id":"$chat_id"}',
+    b'{"message":"$number","chat_id":"$chat_id","replaces":"$message_id"}',
+)
 ODD_BODY = st.one_of(
     QUESTION.map(lambda question: json.dumps(question).encode()),
     QUESTION.map(lambda question: json.dumps(question, ensure_ascii=False).encode("utf-8", "surrogatepass")),
