@@ -135,11 +135,11 @@ class Fuzz:
 def aim(fuzz: Fuzz, case: Case) -> None:
     """Make most requests the tenant's and about what there is; leave the others as they are."""
     rng, query, body = fuzz.rng, case.query, case.body
-    for given in (query, body):
+    for said in (query, body):
         # Most would replace what is not there.
-        if isinstance(given, dict) and rng.random() < 0.7:
-            given.pop("replaces", None)
-            given.pop("last", None)
+        if isinstance(said, dict) and rng.random() < 0.7:
+            said.pop("replaces", None)
+            said.pop("last", None)
     if rng.random() < 0.85:
         if case.operation.label != "GET /chat/stream":
             case.headers.update(fuzz.tenant.headers)
@@ -150,6 +150,7 @@ def aim(fuzz: Fuzz, case: Case) -> None:
             query.pop("ticket", None)
             query.pop("lastEventId", None)
             query.update(fuzz.tenant.query)
+            query.setdefault("message", "Hi")
             end = rng.choice([":0", ":7", ":999", ":9:end"])
             case.headers.update({"Last-Event-ID": fuzz.latest("message_id") + end} if rng.random() < 0.5 else {})
     if rng.random() < 0.75:
