@@ -191,14 +191,12 @@ async def ask(
     """Open a turn, and let `client` read its reply; if the key is an earlier turn's, let them read that one's.
 
     Raises:
-        ApiError: 402, the budget is spent; 403, the user is not in the org; 404, no such chat; 409, the chat has a
-            running reply, or has gone on, or the key was used for another question; 429 or 503, there is no room
-            for the turn; 503, the database is away.
+        ApiError: 402, the budget is spent; 403, no user of the org; 404, no such chat; 409, its reply runs, it has
+            gone on, or the key was used otherwise; 429 or 503, no room for the turn; 503, the database is away.
     """
     app, caller, running_id = request.app, request[CALLER], None
     asked = None if key is None else question.digest()
-    place = {"chat_id": question.chat_id, "replaces": question.replaces, "last": question.last}
-    row = {**place, "key": key, "asked": asked}
+    row = {**question.place(), "key": key, "asked": asked}
     try:
         app[LIMITS].admit(caller)
     except ApiError:

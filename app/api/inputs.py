@@ -42,6 +42,10 @@ class Question(NamedTuple):
     # What its asker takes for the chat's last message; None: the reply to what is replaced.
     last: str | None = None
 
+    def place(self) -> dict[str, str | None]:
+        """Return where it belongs, as turn_open takes it."""
+        return {"chat_id": self.chat_id, "replaces": self.replaces, "last": self.last}
+
     def digest(self) -> bytes:
         """Return by what it is known to be the same question again."""
         asked = [self.message, str(self.chat_id)]
