@@ -96,6 +96,7 @@ class Settings:
         (10.0, 30.0), parsers.milliseconds_range, "two numbers of milliseconds, the smaller first, as in 10-30"
     )
     sim_seed: str | None = _setting(None, str, "any text")
+    sim_faults: bool = _setting(False, parsers.switch, "0 or 1")
 
     message_limit_chars: int = _setting(32_000, *parsers.whole(1))
     history_limit_messages: int = _setting(40, *parsers.whole(0, 10_000))
@@ -166,6 +167,8 @@ class Settings:
                 f"MODEL is {values['model']!r}, and no key is set, expected one in MODEL_KEY or"
                 f" {provider.upper()}_API_KEY"
             )
+        if values.get("sim_faults") and provider != "sim":
+            raise StartError(f"SIM_FAULTS is 1 and MODEL is {values['model']!r}, expected with it MODEL=sim")
         if values.get("jwt_secret") and values.get("jwt_jwks_url"):
             raise StartError("JWT_SECRET and JWT_JWKS_URL are both set, expected one of them")
         if values.get("jwt_create_users") and not (values.get("jwt_secret") or values.get("jwt_jwks_url")):

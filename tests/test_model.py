@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.models import excerpt
-from app.models.simulated import ASKS_FOR_STORY, STORY, WORD, Template, compose
+from app.models.texts import ASKS_FOR_STORY, STORY, WORD, Template, compose
 
 
 @given(st.text(min_size=1, max_size=300).filter(lambda message: not ASKS_FOR_STORY.search(message)))

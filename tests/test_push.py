@@ -12,7 +12,8 @@ import pytest
 from virtual import now_ms, virtual_loop, virtually
 
 from app.models import Conversation, Message, PushReply
-from app.models.simulated import Simulated, SimulatedReply, compose
+from app.models.simulated import Simulated, SimulatedReply
+from app.models.texts import compose
 
 
 class Listener:

@@ -91,6 +91,7 @@ def test_value_is_taken(key: str, value: str, parsed: Any) -> None:
             "ALLOWED_HOSTS is 'chat.example:3000', expected host names or addresses separated by commas, without"
             " ports",
         ),
+        ("SIM_FAULTS", "yes", "SIM_FAULTS is 'yes', expected 0 or 1"),
         ("MODEL", "gpt-5", "MODEL is 'gpt-5', expected sim, anthropic:NAME or openai:NAME"),
         ("MODEL", "openai:", "MODEL is 'openai:', expected sim, anthropic:NAME or openai:NAME"),
         ("MODEL", "mistral:x", "MODEL is 'mistral:x', expected sim, anthropic:NAME or openai:NAME"),
@@ -163,6 +164,14 @@ def test_users_are_made_only_where_tokens_are_checked() -> None:
         Settings.from_environ({"JWT_CREATE_USERS": "1"})
     assert str(caught.value) == "JWT_CREATE_USERS is 1, expected with it JWT_SECRET or JWT_JWKS_URL"
     assert Settings.from_environ({"JWT_CREATE_USERS": "1", "JWT_SECRET": "x" * 32}).jwt_create_users
+
+
+def test_streams_are_broken_only_where_the_model_is_simulated() -> None:
+    with pytest.raises(StartError) as caught:
+        Settings.from_environ({"SIM_FAULTS": "1", "MODEL": "openai:x", "OPENAI_API_KEY": "key"})
+    assert str(caught.value) == "SIM_FAULTS is 1 and MODEL is 'openai:x', expected with it MODEL=sim"
+    assert Settings.from_environ({"SIM_FAULTS": "1", "MODEL": "sim"}).sim_faults
+    assert Settings.from_environ({"SIM_FAULTS": "1"}).sim_faults
 
 
 OPENAI = {"OPENAI_API_KEY": "o-key", "OPENAI_BASE_URL": "http://o/v1"}

@@ -5,17 +5,13 @@ from __future__ import annotations
 import asyncio
 import heapq
 import random
-import re
-from collections.abc import Callable, Generator, Sequence
-from math import ceil
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
+from math import ceil, exp
 
-from app.models import Conversation, PushReply, excerpt
-
-# A word with the white space before it.
-WORD = re.compile(r"\s*\S+")
-
-# What asks for a story: the word itself, however it is asked for. Not "history", not "storyboard".
-ASKS_FOR_STORY = re.compile(r"\bstory\b", re.IGNORECASE)
+from app.models import Conversation, Model, ModelError, PushReply
+from app.models.knobs import GAP_LIMIT_S, Knobs, Lognormal, Uniform
+from app.models.texts import compose, seeded, told
 
 # How far behind its schedule a reply may be: what it is to catch up after it was held, or the loop was blocked.
 MAX_LAG_S = 0.1
@@ -28,64 +24,6 @@ TICKS_PER_S = 1000
 # A timer of uvloop, whose unit is the millisecond, rings up to half of one early. What is due by then is taken
 # as due: to wait for so little again would spin the loop.
 EARLY_TICKS = 0.5
-
-
-class Template:
-    """A text with fields, split into words once; the replies made of it share the strings."""
-
-    def __init__(self, text: str) -> None:
-        self._words = WORD.findall(text)
-        # The last first: what is filled in moves none that is still to be.
-        self._fields = [at for at, word in enumerate(self._words) if "{" in word][::-1]
-
-    def fill(self, **values: object) -> list[str]:
-        words = self._words.copy()
-        for at in self._fields:
-            # A value may bring white space, and braces that are no fields.
-            words[at : at + 1] = WORD.findall(words[at].format(**values))
-        return words
-
-
-REPLIES = [
-    Template(
-        'You wrote: "{quote}". This is reply {turn} of our chat. I am a simulated model, so every word here is'
-        " made up, but each one comes to you in an event of its own."
-    ),
-    Template(
-        'About "{quote}": that is a good thing to ask a server that has no model yet. This is reply {turn} in this'
-        " chat, streamed word by word and kept in PostgreSQL before you are told that it is done."
-    ),
-    Template(
-        'Thank you for "{quote}". Watch the gaps between these words: each takes ten to thirty milliseconds unless'
-        " something between us holds them back. It is reply {turn} of this chat."
-    ),
-    Template(
-        'So, "{quote}"! Reply {turn} of our chat says nothing wise, but it says it steadily: a real model will'
-        " one day stand in this very place, and nothing around it will need to change."
-    ),
-]
-
-STORY = Template(
-    'You asked for a story: "{quote}". Here is reply {turn} of our chat.\n\n'
-    "A lighthouse keeper on a small grey island had one task besides the lamp: every evening she read the"
-    " weather aloud into an old radio, word by word, slowly, so that the boats could write it down. Nobody ever"
-    " answered. Some nights she wondered whether anyone was listening, and whether it would matter if she"
-    " stopped halfway through a sentence and went to bed.\n\n"
-    "One autumn a storm took the mast of the radio while she was speaking. She did not notice. She read on to"
-    " the end, signed off with the hour, and wrote the report in her book as she always did, down to the last"
-    " word that she had said.\n\n"
-    "In spring a fishing boat put in with a basket of eels and a question. The skipper had heard the first half"
-    " of a report in October, up to the words the wind will turn, and then nothing. He had stayed in harbour"
-    " because of them, and he wanted to know how it went on. She opened the book, found the page, put her"
-    " finger on the very next word, and read him the rest.\n\n"
-    "After that she never wondered again. She mended the mast, and she kept the book."
-)
-
-
-def compose(asked: Sequence[str], rng: random.Random) -> list[str]:
-    """Return the words of a reply to the last of `asked`: 20 to 60, or a story of 150 or more."""
-    template = STORY if ASKS_FOR_STORY.search(asked[-1]) else rng.choice(REPLIES)
-    return template.fill(quote=excerpt(asked[-1], words=12, chars=80), turn=len(asked))
 
 
 class Simulated:
@@ -102,17 +40,37 @@ class Simulated:
         self._clock: Clock | None = None
 
     def __call__(self, conversation: Conversation) -> SimulatedReply:
+        asked, rng = self._ask(conversation)
+        words = compose(asked, rng)
+        if not conversation.stream:
+            return SimulatedReply(["".join(words)], rng, (0.0, 0.0), self._tick())
+        return SimulatedReply(words, rng, self._delay_s, self._tick())
+
+    def tuned(self, knobs: Knobs) -> Model:
+        """Return the model for one question that asks for a pace, a text or a failure of its own."""
+        return partial(self._tuned, knobs)
+
+    def _tuned(self, knobs: Knobs, conversation: Conversation) -> SimulatedReply:
+        asked, rng = self._ask(conversation, knobs.seed)
+        words = told(asked, rng, knobs)
+        if knobs.gap is not None:
+            gap = knobs.gap
+        else:
+            # Where nobody reads along, a wait is one that was asked for.
+            gap = Uniform(*self._delay_s) if conversation.stream else Uniform(0, 0)
+        return TunedReply(words, rng, gap, knobs, self._tick())
+
+    def _ask(self, conversation: Conversation, seed: str | None = None) -> tuple[list[str], random.Random]:
+        """Return what was asked so far, and what decides on the answer."""
+        asked = [message.content for message in conversation.messages if message.role == "user"]
+        seed = self._seed if seed is None else seed
+        return asked, self._rng if seed is None else seeded(seed, asked)
+
+    def _tick(self) -> Clock:
         loop = asyncio.get_running_loop()
         if self._clock is None or self._clock.loop is not loop:
             self._clock = Clock(loop)
-        asked = [message.content for message in conversation.messages if message.role == "user"]
-        rng = self._rng
-        if self._seed is not None:
-            rng = random.Random("\0".join([self._seed, *asked]))  # noqa: S311
-        words = compose(asked, rng)
-        if not conversation.stream:
-            return SimulatedReply(["".join(words)], rng, (0.0, 0.0), self._clock)
-        return SimulatedReply(words, rng, self._delay_s, self._clock)
+        return self._clock
 
 
 class SimulatedReply(PushReply):
@@ -121,8 +79,8 @@ class SimulatedReply(PushReply):
     def __init__(
         self, words: Sequence[str], rng: random.Random, delay_s: tuple[float, float], clock: Clock
     ) -> None:
-        self.text_length = sum(map(len, words))
-        self.total_pieces = len(words)
+        self.text_length: int | None = sum(map(len, words))
+        self.total_pieces: int | None = len(words)
         # Each push goes on where the one before it has stopped.
         self._words = iter(words)
         self._rng = rng
@@ -133,13 +91,15 @@ class SimulatedReply(PushReply):
 
     async def push(self, say: Callable[[str], bool]) -> bool:
         assert self._pushed is None or self._pushed.done(), "two pushes of one reply, expected one at a time"
-        schedule = self._paced(say) if self._delay_s[1] else self._at_once(say)
-        self._pushed = self._clock.run(schedule)
+        self._pushed = self._clock.run(self._schedule(say))
         try:
             return await self._pushed
         except BaseException:
             await self.aclose()
             raise
+
+    def _schedule(self, say: Callable[[str], bool]) -> Schedule:
+        return self._paced(say) if self._delay_s[1] else self._at_once(say)
 
     def _paced(self, say: Callable[[str], bool]) -> Schedule:
         clock, draw, (least_s, most_s) = self._clock, self._rng.random, self._delay_s
@@ -181,6 +141,49 @@ class SimulatedReply(PushReply):
         self._words = iter(())
         if self._pushed is not None and not self._pushed.done():
             self._pushed.set_result(False)
+
+
+class TunedReply(SimulatedReply):
+    """Says `words` as the knobs ask for, of which there may be no end."""
+
+    def __init__(
+        self, words: Iterator[str], rng: random.Random, gap: Uniform | Lognormal, knobs: Knobs, clock: Clock
+    ) -> None:
+        super().__init__([] if knobs.endless else list(words), rng, (0.0, 0.0), clock)
+        if knobs.endless:
+            self._words, self.text_length, self.total_pieces = words, None, None
+        self._gap = gap
+        self._knobs = knobs
+        self._said = 0
+
+    def _schedule(self, say: Callable[[str], bool]) -> Schedule:
+        clock = self._clock
+        for word in self._words:
+            self._due_s = max(self._due_s + self._delay(), clock.now_s - MAX_LAG_S)
+            if self._due_s > clock.now_s:
+                yield self._due_s
+            elif self._said % WORDS_AT_ONCE == 0:
+                yield 0.0
+            self._fail()
+            self._said += 1
+            if not say(word):
+                return True
+        self._fail()
+        return False
+
+    def _delay(self) -> float:
+        knobs, gap = self._knobs, self._gap
+        if self._said == 0 and knobs.ttft is not None:
+            delay_s = knobs.ttft
+        elif isinstance(gap, Lognormal):
+            delay_s = min(gap.median_s * exp(self._rng.gauss(0, gap.sigma)), GAP_LIMIT_S)
+        else:
+            delay_s = self._rng.uniform(*gap)
+        return delay_s + (knobs.stall.pause_s if knobs.stall and knobs.stall.after == self._said else 0.0)
+
+    def _fail(self) -> None:
+        if self._said == self._knobs.fail:
+            raise ModelError(f"the simulator was to fail after {self._said} words")
 
 
 # A generator that yields when it is to be resumed, in seconds of the loop's time.

@@ -25,7 +25,7 @@ import psycopg2
 from support import Rows, Tenant, eventually
 
 from app.models import alternate
-from app.models.simulated import compose
+from app.models.texts import compose
 from app.statuses import FinalStatus, failure
 
 # `make faults` sets FAULTS=full: the same tests, at length.
