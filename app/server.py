@@ -16,12 +16,14 @@ from app.api import chat, chats, history, site, tickets, usage
 from app.api.identity import IDENTIFY, from_headers, identified, identified_by_query
 from app.api.limits import LIMITS, Limits
 from app.api.middleware import expect, observe, sign
+from app.api.sim import SIMULATOR, Simulator
 from app.api.site import STOP
 from app.api.tokens import check_tokens
 from app.descriptors import letting_in
 from app.errors import StartError
 from app.models import Model
 from app.models.choice import chosen
+from app.models.simulated import Simulated
 from app.models.timed import Timings, timed
 from app.replies.bells import Bells
 from app.replies.elsewhere import ELSEWHERE, Elsewhere
@@ -106,7 +108,7 @@ def create_app(settings: Settings, *, model: Model | None = None) -> web.Applica
         app[MODEL] = model
     else:
         app.cleanup_ctx.append(keep_model)
-    app.cleanup_ctx.extend([time_model, keep_database, keep_turns, keep_metrics])
+    app.cleanup_ctx.extend([keep_simulator, time_model, keep_database, keep_turns, keep_metrics])
     app.on_response_prepare.append(sign)
     app.on_shutdown.append(drain)
     return app
@@ -116,6 +118,12 @@ async def keep_model(app: web.Application) -> AsyncIterator[None]:
     """Keep the model of the settings, until the last turn has ended."""
     async with chosen(app[SETTINGS]) as app[MODEL]:
         yield
+
+
+async def keep_simulator(app: web.Application) -> AsyncIterator[None]:
+    """Keep in mind what questions ask of the simulated model, and for their streams."""
+    app[SIMULATOR] = Simulator(app[SETTINGS], is_heard=isinstance(app[MODEL], Simulated))
+    yield
 
 
 async def time_model(app: web.Application) -> AsyncIterator[None]:

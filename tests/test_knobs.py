@@ -29,7 +29,7 @@ from app.models.knobs import (
     Uniform,
     parse,
 )
-from app.models.simulated import Simulated, TunedReply
+from app.models.simulated import Simulated, TunedConversation, TunedReply
 from app.models.texts import STORY, WORD, compose, seeded
 from app.models.texts import TEXTS as TOLD
 
@@ -163,9 +163,9 @@ def test_two_of_a_kind_are_refused(sim: str) -> None:
 
 
 def test_string_is_limited() -> None:
-    assert parse("utf8" + " " * 296) == Knobs(utf8=True)
-    with pytest.raises(BadKnobs, match="sim has 301 characters, expected at most 300"):
-        parse("utf8" + " " * 297)
+    assert parse("utf8" + " " * 496) == Knobs(utf8=True)
+    with pytest.raises(BadKnobs, match="sim has 501 characters, expected at most 500"):
+        parse("utf8" + " " * 497)
 
 
 def seconds(most: float) -> st.SearchStrategy[float]:
@@ -206,6 +206,7 @@ def test_knobs_that_are_printed_and_parsed_are_the_same(given: dict[str, object]
     assert str(parse(shown)) == shown
     assert {type(getattr(parse(shown), name)) for name in given} == {type(value) for value in given.values()}
     assert set(knobs.on_the_wire) == set(WIRE) & set(given)
+    assert {*knobs.of_the_model, *knobs.on_the_wire} == set(given) - {"status"}
 
 
 def test_every_knob_is_drawn() -> None:
@@ -226,7 +227,7 @@ def test_any_text_is_parsed_or_refused_and_what_is_parsed_prints_to_the_same(sim
 
 
 def tuned(sim: str, *, delay_ms: tuple[float, float] = (125, 125), asked: Conversation = ASKED) -> TunedReply:
-    reply = Simulated(delay_ms, "1").tuned(parse(sim))(asked)
+    reply = Simulated(delay_ms, "1")(TunedConversation(asked.messages, asked.stream, knobs=parse(sim)))
     assert isinstance(reply, TunedReply)
     return reply
 

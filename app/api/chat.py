@@ -26,6 +26,7 @@ from app.api.inputs import (
     refuse_spelling,
 )
 from app.api.limits import LIMITS, Limits
+from app.api.sim import SIMULATOR, read_sim_of_url, refuse_sim_in_url
 from app.api.usage import RATE_LIMIT, rate_limit, too_short
 from app.errors import ApiError, stopping, undone, unknown_chat, unknown_reply
 from app.logs import OUTCOME, USAGE
@@ -95,7 +96,7 @@ async def stream(request: web.Request) -> web.StreamResponse:
 async def stream_to_event_source(request: web.Request) -> web.StreamResponse:
     """`GET /chat/stream`: the same, each event with an id; with `Last-Event-ID`, the rest of a reply."""
     reader = event_reader(request, numbered=True)
-    given = request.query.get("ticket")
+    given, sim = request.query.get("ticket"), read_sim_of_url(request)
     # EventSource reconnects after any end of a stream and sends the question again.
     last = read_last_event_id(request)
     if last is not None:
@@ -108,7 +109,7 @@ async def stream_to_event_source(request: web.Request) -> web.StreamResponse:
     if given is None:
         refuse_spelling(request.query, "chat_id", "chatId")
         question = check_question(request, request.query, request.query.get("chatId"))
-        key = read_key(request)
+        question, key = question._replace(sim=sim), read_key(request)
     else:
         question, key, _ = await tickets.find(request, given)
     return await stream_reply(request, reader, question, key)
@@ -117,6 +118,7 @@ async def stream_to_event_source(request: web.Request) -> web.StreamResponse:
 async def resume(request: web.Request) -> web.StreamResponse:
     """`GET /chat/stream/{message_id}?offset=N`: the rest of a reply, as events with ids."""
     reader = event_reader(request, numbered=True)
+    refuse_sim_in_url(request, "with a question")
     reply_id, offset = parse_uuid("message_id", request.match_info["message_id"]), read_offset(request)
     last = read_last_event_id(request)
     if last is not None:
@@ -160,6 +162,7 @@ async def stream_reply(
     window_s = None if settings.unread == "finish" else settings.resume_window_s
     with request.app[READERS].reading(request[CALLER], reader):
         reply = await ask(request, reader, question, key, window_s)
+        request.app[SIMULATOR].break_stream(request, reader, reply.id)
         await reader.read(reply, 0)
     note_end(request, reader, reply)
     return reader.stream
@@ -180,6 +183,7 @@ async def read_reply(request: web.Request, reader: EventReader, reply_id: str, o
         ended = reply.state
         if isinstance(ended, Ended) and ended.status != "complete" and offset == reply.length:
             return web.Response(status=204)
+        request.app[SIMULATOR].break_stream(request, reader, reply_id)
         await reader.read(reply, offset)
     note_end(request, reader, reply)
     return reader.stream
@@ -195,22 +199,22 @@ async def ask(
             gone on, or the key was used otherwise; 429 or 503, no room for the turn; 503, the database is away.
     """
     app, caller, running_id = request.app, request[CALLER], None
-    asked = None if key is None else question.digest()
-    row = {**question.place(), "key": key, "asked": asked}
+    row = {**question.place(), "key": key, "asked": (asked := question.digest() if key else None)}
     try:
         app[LIMITS].admit(caller)
+        converse = app[SIMULATOR].admit(caller, key, question.sim, question.digest, client.reads_along)
     except ApiError:
         # There is room for what is no new turn.
         if (reply := await attach_earlier(request, client, key, asked)) is None:
             raise
         return reply
     for _ in range(ASK_TRIES):
-        opened = await app[TURNS].open(caller, question.message, str(uuid4()), client, window_s, **row)
+        opened = await app[TURNS].open(caller, question.message, str(uuid4()), client, window_s, converse, **row)
         # Not where the key is an earlier turn's: what this one would have left is not what is left.
         if opened.budgets and (opened.chat_id is not None or opened.short is not None):
             request[RATE_LIMIT] = rate_limit(opened.budgets)
         if client.reply is not None:
-            return client.reply
+            return app[SIMULATOR].noted(client.reply, question.sim)
         if (reply := await attach_earlier(request, client, key, asked)) is not None:
             app[LIMITS].give_back(caller)
             return reply

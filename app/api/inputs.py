@@ -13,7 +13,9 @@ from typing import NamedTuple, NoReturn
 from aiohttp import web
 
 from app.api.identity import parse_uuid
+from app.api.sim import read_sim, refuse_sim_in_url
 from app.errors import ApiError
+from app.models.knobs import Knobs
 from app.replies.reply import storable
 from app.settings import SETTINGS
 
@@ -41,6 +43,8 @@ class Question(NamedTuple):
     replaces: str | None = None
     # What its asker takes for the chat's last message; None: the reply to what is replaced.
     last: str | None = None
+    # What is asked of the simulator.
+    sim: Knobs | None = None
 
     def place(self) -> dict[str, str | None]:
         """Return where it belongs, as turn_open takes it."""
@@ -48,9 +52,11 @@ class Question(NamedTuple):
 
     def digest(self) -> bytes:
         """Return by what it is known to be the same question again."""
-        asked = [self.message, str(self.chat_id)]
+        asked: list[object] = [self.message, str(self.chat_id)]
         if self.replaces is not None:
             asked += [self.replaces, str(self.last)]
+        if self.sim is not None:
+            asked.append({"sim": str(self.sim)})
         return hashlib.sha256(json.dumps(asked).encode()).digest()
 
 
@@ -82,7 +88,9 @@ async def read_question(request: web.Request) -> Question:
     reasoning = body.get("reasoning")
     if not isinstance(reasoning, bool | None):
         raise ApiError(400, "Bad reasoning", f"reasoning is {json_type(reasoning)}, expected true or false.")
-    return check_question(request, body, body.get("chat_id"))._replace(reasoning=bool(reasoning))
+    refuse_sim_in_url(request, "in the body")
+    question = check_question(request, body, body.get("chat_id"))
+    return question._replace(reasoning=bool(reasoning), sim=read_sim(request, body.get("sim")))
 
 
 async def read_json_object(request: web.Request) -> dict[str, object]:

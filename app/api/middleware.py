@@ -128,3 +128,7 @@ async def sign(request: web.Request, response: web.StreamResponse) -> None:
         response.headers["Access-Control-Expose-Headers"] = (
             "x-request-id, x-chat-id, x-message-id, retry-after, ratelimit, ratelimit-policy"
         )
+    if request.app[SETTINGS].sim_faults:
+        # So that the page offers what a question may ask of the simulator.
+        response.headers["x-sim-faults"] = "1"
+        response.headers.add("Access-Control-Expose-Headers", "x-sim-faults")

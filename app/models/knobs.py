@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
-SIM_LIMIT_CHARS = 300
+SIM_LIMIT_CHARS = 500
 WORDS_LIMIT = 100_000
 TIMES_LIMIT = 1_000
 NUMBER_LIMIT = 1_000_000
@@ -231,6 +231,11 @@ class Knobs:
     def __str__(self) -> str:
         given = {knob.name: getattr(self, knob.name) for knob in fields(self)}
         return " ".join(name + FORMS[name].write(value) for name, value in given.items() if value is not None)
+
+    @property
+    def of_the_model(self) -> list[str]:
+        """The names of those that a model takes."""
+        return [name for name in FORMS if name not in ("status", *WIRE) and getattr(self, name) is not None]
 
     @property
     def on_the_wire(self) -> list[str]:

@@ -6,10 +6,10 @@ import asyncio
 import heapq
 import random
 from collections.abc import Callable, Generator, Iterator, Sequence
-from functools import partial
+from dataclasses import dataclass
 from math import ceil, exp
 
-from app.models import Conversation, Model, ModelError, PushReply
+from app.models import Conversation, ModelError, PushReply
 from app.models.knobs import GAP_LIMIT_S, Knobs, Lognormal, Uniform
 from app.models.texts import compose, seeded, told
 
@@ -26,6 +26,13 @@ TICKS_PER_S = 1000
 EARLY_TICKS = 0.5
 
 
+@dataclass(frozen=True, slots=True)
+class TunedConversation(Conversation):
+    """A question that asks for a pace, a text or a failure of its own. Other models do not know of it."""
+
+    knobs: Knobs = Knobs()
+
+
 class Simulated:
     """A model that answers at once with made-up text, a word every `delay_ms` milliseconds (uniform).
 
@@ -40,17 +47,16 @@ class Simulated:
         self._clock: Clock | None = None
 
     def __call__(self, conversation: Conversation) -> SimulatedReply:
+        if isinstance(conversation, TunedConversation):
+            return self._tuned(conversation)
         asked, rng = self._ask(conversation)
         words = compose(asked, rng)
         if not conversation.stream:
             return SimulatedReply(["".join(words)], rng, (0.0, 0.0), self._tick())
         return SimulatedReply(words, rng, self._delay_s, self._tick())
 
-    def tuned(self, knobs: Knobs) -> Model:
-        """Return the model for one question that asks for a pace, a text or a failure of its own."""
-        return partial(self._tuned, knobs)
-
-    def _tuned(self, knobs: Knobs, conversation: Conversation) -> SimulatedReply:
+    def _tuned(self, conversation: TunedConversation) -> SimulatedReply:
+        knobs = conversation.knobs
         asked, rng = self._ask(conversation, knobs.seed)
         words = told(asked, rng, knobs)
         if knobs.gap is not None:

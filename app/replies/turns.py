@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -69,9 +70,12 @@ class Turns:
         reply_id: str,
         client: Client,
         window_s: float | None,
+        conversation: Callable[..., Conversation] = Conversation,
         **row: Any,
     ) -> OpenedTurn:
         """Store the question and an empty reply, and let the model answer `client`. `row`: more of turn_open.
+
+        `conversation` makes what the model is given.
 
         Where nothing was stored, the row says why, and the client has no reply.
 
@@ -96,7 +100,7 @@ class Turns:
         meter = self._new_meter(prompt, granted=opened.granted)
         turn = self._turns[reply_id] = Turn(caller, reply_id, opened, self._home, meter, window_s=window_s)
         client.attach(turn.reply)
-        turn.start(self._model, Conversation(prompt, client.reads_along, opened.granted, client.reads_reasoning))
+        turn.start(self._model, conversation(prompt, client.reads_along, opened.granted, client.reads_reasoning))
         return opened
 
     def _over(self, turn: Turn) -> None:

@@ -153,6 +153,11 @@ def aim(fuzz: Fuzz, case: Case) -> None:
             query.setdefault("message", "Hi")
             end = rng.choice([":0", ":7", ":999", ":9:end"])
             case.headers.update({"Last-Event-ID": fuzz.latest("message_id") + end} if rng.random() < 0.5 else {})
+    if rng.random() < 0.85:
+        # Where it is not allowed it is refused, whatever else is asked.
+        query.pop("sim", None)
+        if isinstance(body, dict):
+            body.pop("sim", None)
     if rng.random() < 0.75:
         back = rng.randint(1, 9)
         if case.path_parameters:
@@ -233,6 +238,7 @@ IN_QUERY = IN_URL | among(
 RIGHT = {
     b"fullText": among(b"0", b"1"),
     b"reasoning": among(b"0", b"1"),
+    b"sim": among(b"", b"fin@1"),
     b"lastEventId": among(b"", b"$message_id:0", b"$message_id:7", b"$message_id:9:end"),
 }
 QUESTION_QUERY = mostly(
@@ -291,6 +297,7 @@ QUESTION = st.fixed_dictionaries(
         "replaces": st.sampled_from(["$message_id", "$chat_id"]) | TEXT | VALUE,
         "last": st.sampled_from(["$message_id", "$chat_id"]) | TEXT | VALUE,
         "reasoning": st.booleans() | VALUE,
+        "sim": mostly(st.none(), st.sampled_from(["", "fin@1"]) | VALUE),
         "more": VALUE,
     },
 )
