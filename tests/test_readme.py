@@ -11,7 +11,7 @@ import sys
 import sysconfig
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -25,6 +25,7 @@ from psycopg2.extensions import parse_dsn
 from serving import StartServer
 from support import Gated, Rows, Tenant, events, eventually, says
 
+from app.models.knobs import FORMS, TEXTS
 from app.replies.turns import TURNS
 from app.settings import Settings
 from app.statuses import AWAY, ERRORS
@@ -108,6 +109,63 @@ async def test_curl_line_that_resumes_gives_the_rest(start_server: StartServer, 
     assert [event["token"] for event in rest] == ["", "rld", ""]
     assert rest[-1] == done
     rows.forget_demo()
+
+
+def sim_lines() -> tuple[str, list[str]]:
+    """Return the shell function that asks with knobs, and the lines that call it."""
+    function, _, lines = snippet("sh", "chat() {").partition("\n}\n")
+    return function + "\n}\n", lines.splitlines()
+
+
+# What curl shows, by the knob that a line begins with: of the body, or of what follows it.
+SEEN: dict[str, Callable[[str], bool]] = {
+    "fail": lambda out: out.count('"token"') == 9 and '"error":"Stream failed"' in out,
+    "endless": lambda out: out.endswith("\ncurl: 28\n") and out.count('"token"') > 50,
+    "status": lambda out: bool(re.match(r"HTTP/1.1 (429|529) ", out)),
+    "fin": lambda out: out.endswith("\n\ncurl: 18\n") and out.count('"token"') == 5,
+    "rst": lambda out: out.endswith("\n\ncurl: 56\n") and out.count('"token"') == 5,
+    "hang": lambda out: out.endswith("\n\ncurl: 28\n") and out.count('"token"') == 5,
+    "cut": lambda out: '"done":true' not in out and out.endswith('"done":false}\n\n'),
+    "dup": lambda out: len(set(re.findall("^data.*$", out, re.M)[2:4])) == 1 and '"done":true' in out,
+    "big": lambda out: int(out) > 65_536,
+    "utf8": lambda out: "灯塔的看守人每晚朗读天气。" in out and '"done":true' in out,
+    "crlf": lambda out: '"done":false}\r\n\r\n' in out and out.endswith("}\r\n\r\n"),
+    "bom": lambda out: "\r\n\r\n\ufeffdata: " in out and '"done":true' in out,
+    "noise": lambda out: ": noise\nnoise: noise\n" in out and '"done":true' in out,
+    "words": lambda out: len(json.loads(out.split("data: ")[-1])["fullText"].split()) == 500,
+}
+
+
+async def test_curl_lines_break_their_streams(start_server: StartServer, rows: Rows) -> None:
+    server = await start_server(seed_demo=True, sim_faults=True, sim_delay_ms=(10.0, 30.0))
+    function, lines = sim_lines()
+    function = function.replace("http://127.0.0.1:3000", base(server))
+
+    async def run(line: str) -> tuple[str, str, float]:
+        began_s = time.monotonic()
+        out = (await shell(function + line)).decode()
+        return line, out, time.monotonic() - began_s
+
+    for line, out, took_s in await asyncio.gather(*map(run, lines)):
+        name = re.findall("chat '([a-z0-9]+)", line)[0]
+        assert SEEN.get(name, lambda out: '"done":true' in out)(out), (line, out)
+        assert took_s > {"ttft": 2, "stall": 2, "burst": 1, "hang": 2, "endless": 2}.get(name, 0)
+        if "*1" in line:
+            assert '"done":true' in out
+            assert "\nRetry-After: 2\r\n" in out
+    rows.forget_demo()
+
+
+def test_every_knob_has_its_row_and_its_curl_line() -> None:
+    part = DOCUMENTS["tests/README.md"].split("## Breaking a stream on purpose")[1].split("\n## ")[0]
+    listed = set(re.findall(r"`([a-z0-9]+)(?:[=@][^`]*)?`", "".join(re.findall(r"^\| `.*? \| ", part, re.M))))
+    called = set(
+        re.findall(r"[' ]([a-z0-9]+)(?:[=@][^' ]*)?(?=[' ])", "".join(re.findall("'.*?'", part.split("```sh")[1])))
+    )
+    names = {*FORMS, "as"}
+    assert names <= listed
+    assert listed - names <= set(TEXTS)
+    assert names <= called
 
 
 async def test_token_made_by_the_command_is_believed(
