@@ -227,3 +227,53 @@ def post(path: str, body: bytes, tenant: Tenant, *, version: str = "1.1", header
         f"x-org-id: {tenant.org_id}\r\nx-user-id: {tenant.user_id}\r\n"
         f"Content-Length: {len(body)}\r\n{headers}\r\n"
     ).encode() + body
+
+
+# A text with all of Markdown that the page knows.
+EVERYTHING = """\
+# A heading
+
+A paragraph with *emphasis*, **strong *and both***, `code`, ~~no~~, [a link](https://example.com/a_b "title"), a
+https://example.com/path, <https://example.com/auto>, ![an image](https://example.com/i.png) and an &amp;.\\
+A line of its own.
+
+Setext
+------
+Intro:
+- one
+- two
+  - nested `code`
+  - more
+
+    a paragraph of it
+
+3. three
+4. four
+
+> A quote,
+> with a list:
+>
+> 1. first
+> 2. second
+
+```python
+def f(x):
+
+    return x * 2
+```
+
+    indented
+
+| left | right |
+|:-----|------:|
+| a    | **1** |
+| b\\|c | 2     |
+| d |
+
+[label]: https://example.com/label
+The end, [label].
+
+---
+
+Last
+"""
