@@ -23,7 +23,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from playwright.async_api import Browser, BrowserContext, Error, Locator, Page, Route, async_playwright, expect
 from serving import StartServer, serving
-from support import Gated, Rows, Tenant, eventually, says
+from support import EVERYTHING, Gated, Rows, Tenant, eventually, says
 
 from app.models import Conversation
 from app.server import BELLS, drain
@@ -144,8 +144,9 @@ async def read_half(page: Page, model: Gated) -> None:
 
 
 async def shown(locator: Locator) -> str:
-    """Return the exact text: Playwright's own matchers fold white space."""
-    return str(await locator.locator(".text").evaluate("(element) => element.textContent"))
+    """Return the exact text of a question as it is shown, and of a reply as it has come, before it is rendered."""
+    text = "(item) => item.matches('.user') ? item.querySelector('.text').textContent : thread.sources.get(item)"
+    return str(await locator.evaluate(text))
 
 
 async def is_complete(reply: Locator) -> None:
@@ -196,19 +197,18 @@ async def test_text_and_cursor_are_shown_while_the_model_still_speaks(
     await say(page, "Hi")
     reply = replies(page).last
     cursor = "(element) => getComputedStyle(element, '::after').animationName"
-    for said in ("", "word ", "word word word "):
+    assert await reply.locator(".text").evaluate(cursor) == "blink"
+    end = reply.locator(".text > p")
+    for said in ("word ", "word word word "):
         model.go(said.count("word") - model.said)
         await expect(reply.locator(".text")).to_have_text(said)
-        assert await reply.locator(".text").evaluate(cursor) == "blink"
+        assert await end.evaluate(cursor) == "blink"
     assert await page.locator("#count").inner_text() == "3"
     await page.emulate_media(reduced_motion="reduce")
-    assert await reply.locator(".text").evaluate(cursor) == "none"
+    assert await end.evaluate(cursor) == "none"
     await page.keyboard.press("Escape")
     await expect(reply).to_have_attribute("data-status", "stopped")
-    assert (
-        await reply.locator(".text").evaluate("(element) => getComputedStyle(element, '::after').content")
-        == "none"
-    )
+    assert await end.evaluate("(element) => getComputedStyle(element, '::after').content") == "none"
 
 
 @pytest.mark.parametrize("by", ["button", "Escape"])
@@ -335,6 +335,61 @@ async def test_reply_is_announced_by_the_sentence_and_not_by_the_token(
     await page.keyboard.press("Escape")
     await expect(live).to_have_text(["One, two. ", "Three One, two. ", "Three ", "Stopped"])
     assert await page.locator("#live").get_attribute("aria-live") == "polite"
+
+
+async def test_reply_is_rendered_as_markdown_alike_as_it_comes_and_from_the_history(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    text = (
+        "# On *it*\n\n- one\n- **two**\n\n```py\nprint(1)\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n<b>x</b> & y."
+    )
+    page = await open_page(await start_server(model=says(*re.findall(r"\s*\S+", text))))
+    await say(page, "**Hi**")
+    await is_complete(replies(page).last)
+    await expect(page.locator("#messages > .user .text")).to_have_text("**Hi**")
+    shown_live = await replies(page).locator(".text").inner_html()
+    tags = "(element) => Array.from(element.children, ({ localName }) => localName)"
+    assert await replies(page).locator(".text").evaluate(tags) == ["h1", "ul", "div", "div", "p"]
+    spoken = "".join(await page.locator("#live > p").all_inner_texts())
+    assert spoken.startswith("On it one two print(1) a b 1 2 <b>x</b> & y.")
+    assert not re.search(r"[#*|`]", spoken)
+    await page.reload()
+    await expect(replies(page).locator("h1")).to_have_text("On it")
+    assert await replies(page).locator(".text").inner_html() == shown_live
+
+
+async def test_code_is_copied_to_the_character(start_server: StartServer, open_page: OpenPage) -> None:
+    page = await open_page(
+        await start_server(model=says("```py\n", "if a:\n", "\tprint('<&')\n\n", "```")),
+        permissions=["clipboard-read", "clipboard-write"],
+    )
+    await say(page, "Hi")
+    await is_complete(replies(page).last)
+    await page.get_by_role("button", name="Copy").click()
+    await expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    assert await page.evaluate("navigator.clipboard.readText()") == "if a:\n\tprint('<&')\n\n"
+
+
+async def test_nothing_moves_while_a_reply_comes(start_server: StartServer, open_page: OpenPage) -> None:
+    async def model(conversation: Conversation) -> AsyncIterator[str]:
+        for piece in re.findall(r"\s*\S+", EVERYTHING):
+            await asyncio.sleep(0.005)
+            yield piece
+
+    page = await open_page(await start_server(model=model), viewport={"width": 1280, "height": 2000})
+    await say(page, "Hi")
+    await expect(replies(page).locator("h1")).to_have_text("A heading")
+    await page.evaluate(
+        """() => {
+            window.moved = [];
+            // What has no node is the cursor.
+            const note = ({ node }) => node?.parentElement?.closest('#messages') && moved.push(node.textContent);
+            const noteAll = (list) => list.getEntries().forEach(({ sources }) => sources.forEach(note));
+            new PerformanceObserver(noteAll).observe({ type: 'layout-shift' });
+        }"""
+    )
+    await is_complete(replies(page).last)
+    assert await page.evaluate("moved") == []
 
 
 # ---- History and chats

@@ -2,7 +2,7 @@
 
 /*
  * The messages of the open chat: how they look, how they are read aloud, and what is in view.
- * Uses elements.js, meter.js.
+ * Uses elements.js, markdown.js, meter.js.
  */
 const thread = (() => {
     const scroller = $('scroller');
@@ -65,10 +65,15 @@ const thread = (() => {
         unsent: 'Not sent',
     };
 
+    const sources = new WeakMap(); // what the messages say, by their <li>
+
     function messageItem({ message_id: id = '', role, content, status = 'complete' }) {
         const who = el('span', { className: 'unseen', textContent: role === 'user' ? 'You: ' : 'Reply: ' });
-        const text = el('div', { className: 'text', dir: 'auto', textContent: content });
+        const text = el('div', { className: 'text' });
+        if (role === 'user') Object.assign(text, { dir: 'auto', textContent: content });
+        else markdown.whole(text, content);
         const item = el('li', { id, className: role }, who, text, el('p', { className: 'status' }));
+        sources.set(item, content);
         mark(item, status);
         return item;
     }
@@ -83,7 +88,7 @@ const thread = (() => {
         const item = $(message.message_id);
         if (item?.dataset.status !== 'streaming' || message.status === 'streaming') return;
         // What was read is not taken away, even where less is stored.
-        if (message.content.length <= item.querySelector('.text').textContent.length) mark(item, message.status);
+        if (message.content.length <= sources.get(item).length) mark(item, message.status);
         else item.replaceWith(messageItem(message));
     }
 
@@ -100,14 +105,17 @@ const thread = (() => {
         constructor(content = '') {
             this.item = messageItem({ role: 'assistant', content: '', status: 'streaming' });
             mark(this.item, 'live');
-            this.node = document.createTextNode(content);
-            this.item.querySelector('.text').append(this.node);
+            this.place = this.item.querySelector('.text');
+            this.writer = markdown.into(this.place);
+            this.writer.append(content);
+            sources.set(this.item, content);
             this.unshown = this.unsaid = '';
             this.frame = 0;
         }
 
         add(token) {
             this.unshown += token;
+            sources.set(this.item, sources.get(this.item) + token);
             this.frame ||= requestAnimationFrame(() => this.show());
         }
 
@@ -115,7 +123,7 @@ const thread = (() => {
             cancelAnimationFrame(this.frame);
             this.frame = 0;
             if (this.unshown && this.item.dataset.status === 'resuming') mark(this.item, 'live');
-            this.node.appendData(this.unshown);
+            this.writer.append(this.unshown);
             this.unsaid += this.unshown;
             this.unshown = '';
             const sentences = /^[^]*[.!?…。！？]["”’)]*\s/.exec(this.unsaid)?.[0];
@@ -125,7 +133,7 @@ const thread = (() => {
 
         say(text) {
             this.unsaid = this.unsaid.slice(text.length);
-            if (this.item.isConnected) announce(text);
+            if (this.item.isConnected) announce(markdown.plain(text));
         }
 
         /** Tell that it is interrupted, aloud only once. */
@@ -138,26 +146,29 @@ const thread = (() => {
 
         end(status, note) {
             this.show();
+            this.writer.end();
             mark(this.item, status, note);
             this.say(this.unsaid);
             announce(this.item.querySelector('.status').textContent);
         }
 
         complete() {
-            const chars = Array.from(this.node.data).length;
+            const chars = Array.from(sources.get(this.item)).length;
             this.end('complete', `Complete: ${chars} characters, equal to fullText`);
         }
 
         /** End with another text than was read. */
         differ(fullText) {
             this.show();
-            const text = this.node.data;
+            const text = sources.get(this.item);
             let same = 0;
             while (same < text.length && text[same] === fullText[same]) same += 1;
-            this.node.data = fullText;
+            sources.set(this.item, fullText);
+            this.place.replaceChildren();
+            markdown.whole(this.place, fullText);
             this.end('differs', `The tokens differ from fullText from character ${same + 1} on; fullText is shown`);
         }
     }
 
-    return { messages, scroller, STATUS_TEXT, follow, messageItem, mark, update, prepend, LiveReply };
+    return { messages, scroller, sources, STATUS_TEXT, follow, messageItem, mark, update, prepend, LiveReply };
 })();
