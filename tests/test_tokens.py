@@ -274,8 +274,8 @@ async def test_user_who_is_not_made_yet_has_no_chats_and_is_not_made_by_looking(
         assert (response.status, await response.json()) == (200, {"chats": [], "next": None})
     some = uuid4()
     for method, path in (
-        ("GET", f"/chats?before={some}"),
         ("GET", f"/chats/{some}/messages"),
+        ("GET", f"/chats/{some}/export"),
         ("GET", f"/chat/stream/{some}"),
         ("DELETE", f"/chat/stream/{some}"),
     ):
