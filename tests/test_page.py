@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing, suppress
 from hashlib import sha256
 from itertools import pairwise
@@ -18,11 +17,28 @@ from typing import Any
 
 import jwt
 import pytest
-import pytest_asyncio
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from playwright.async_api import Browser, BrowserContext, Error, Locator, Page, Route, async_playwright, expect
-from serving import StartServer, serving
+from pages import (
+    FAILED_REQUEST,
+    NOWHERE,
+    SETTINGS_KEY,
+    OpenPage,
+    add_chat,
+    base,
+    browser,
+    context,
+    is_complete,
+    open_page,
+    read_half,
+    replies,
+    save_settings,
+    say,
+    shown,
+    start_server,
+)
+from playwright.async_api import Error, Page, Route, expect
+from serving import StartServer
 from support import EVERYTHING, Gated, Rows, Tenant, eventually, says
 
 from app.models import Conversation
@@ -33,133 +49,6 @@ from app.storage.store import DEMO_ORG_ID
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
 WEB = Path(__file__).parent.parent / "web"
-NOWHERE = "http://127.0.0.1:9"
-SETTINGS_KEY = "streaming-chat.settings"
-FAILED_REQUEST = "Failed to load resource|CORS policy"
-
-CHROMIUM_ARGS = [
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-OpenPage = Callable[..., Awaitable[Page]]
-
-expect.set_options(timeout=10_000)
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path=os.environ.get("CHROMIUM"), args=CHROMIUM_ARGS, chromium_sandbox=False
-        )
-        yield browser
-        await browser.close()
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def context(browser: Browser) -> BrowserContext:
-    """What most pages share: a context of its own for each would take as long as a short test."""
-    return await browser.new_context()
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def start_server(postgres_url: str) -> AsyncIterator[StartServer]:
-    """The fixture of the other tests, in the loop of these."""
-    async with serving(postgres_url) as start:
-        yield start
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def open_page(
-    browser: Browser, context: BrowserContext, start_server: StartServer, tenant: Tenant
-) -> AsyncIterator[OpenPage]:
-    """Give a function that opens a server's page as the tenant: `open_page(server, url=…, settings=…, …)`.
-
-    What the browser complains about, of the Content Security Policy or else, fails the test, unless it
-    matches `ignore`. Options are those of a browser context.
-    """
-    complaints: list[str] = []
-    pages: list[Page] = []
-
-    async def open_page(
-        server: TestServer,
-        *,
-        url: str | None = None,
-        settings: dict[str, str] | None = None,
-        ignore: str = "^$",
-        init: str = "",
-        **options: Any,
-    ) -> Page:
-        page = await (await browser.new_context(**options) if options or settings == {} else context).new_page()
-        pages.append(page)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-
-        def listen(message: Any) -> None:
-            if message.type in ("error", "warning") and not re.search(ignore, message.text):
-                complaints.append(message.text)
-
-        page.on("console", listen)
-        if settings != {}:
-            stored = {"server": base(server), "org": tenant.org_id, "user": tenant.user_id} | (settings or {})
-            # Once: a page that is loaded again has what it has stored itself.
-            init += f"""
-                const key = '{SETTINGS_KEY}' + location.pathname.replace(/\\/[^/]*$/, '');
-                if (!sessionStorage.begun) localStorage[key] = JSON.stringify({stored});
-                sessionStorage.begun = true;
-            """
-        await page.add_init_script(init)
-        await page.goto(url or f"{base(server)}/")
-        await expect(page.locator("#account")).not_to_be_empty()
-        return page
-
-    yield open_page
-    for page in pages:
-        await page.close()
-    assert complaints == []
-
-
-def base(server: TestServer) -> str:
-    return f"http://{server.host}:{server.port}"
-
-
-async def say(page: Page, text: str) -> None:
-    await page.get_by_role("textbox", name="Message").fill(text)
-    await page.keyboard.press("Enter")
-
-
-def replies(page: Page) -> Locator:
-    return page.locator("#messages > .assistant")
-
-
-async def read_half(page: Page, model: Gated) -> None:
-    """Ask, and let a model of "one ", "two ", … say these two."""
-    await say(page, "Hi")
-    model.go(2)
-    await expect(replies(page).locator(".text")).to_have_text("one two ")
-
-
-async def shown(locator: Locator) -> str:
-    """Return the exact text of a question as it is shown, and of a reply as it has come, before it is rendered."""
-    text = "(item) => item.matches('.user') ? item.querySelector('.text').textContent : thread.sources.get(item)"
-    return str(await locator.evaluate(text))
-
-
-async def is_complete(reply: Locator) -> None:
-    # Looks at every frame, where expect() looks ever more seldom.
-    done = "(status) => /^Complete: \\d+ characters, equal to fullText$/.test(status.textContent)"
-    await reply.page.wait_for_function(done, arg=await reply.locator(".status").element_handle())
-
-
-async def save_settings(page: Page, **values: str) -> None:
-    await page.locator("#open-settings").click()
-    for name, value in values.items():
-        await page.locator(f"#{name}").fill(value)
-    await page.get_by_role("button", name="Save").click()
 
 
 # ---- Streaming
@@ -521,10 +410,10 @@ async def test_title_of_a_new_chat_is_the_one_that_it_keeps(
         await say(page, message)
         await is_complete(replies(page))
         await expect(page).to_have_title(re.compile(f"^{message[0]}.* Streaming chat$"))
-        titles = [await link.first.get_attribute("title"), await page.locator("#title").inner_text()]
+        titles = [await link.first.inner_text(), await page.locator("#title").inner_text()]
         await page.reload()
         await expect(page).to_have_title(re.compile(f"^{message[0]}.* Streaming chat$"))
-        assert [await link.first.get_attribute("title"), await page.locator("#title").inner_text()] == titles
+        assert [await link.first.inner_text(), await page.locator("#title").inner_text()] == titles
 
 
 async def test_history_that_comes_late_is_not_shown_in_another_chat(
@@ -602,27 +491,6 @@ async def test_long_history_and_long_list_come_a_page_at_a_time(
     await more.click()
     await expect(links).to_have_count(66)
     await expect(more).to_be_hidden()
-
-
-def add_chat(rows: Rows, tenant: Tenant, title: str, messages: int) -> str:
-    chat_id = str(uuid.uuid4())
-    rows(
-        "insert into chats (org_id, id, user_id, title, message_count) values (%s, %s, %s, %s, %s)",
-        tenant.org_id,
-        chat_id,
-        tenant.user_id,
-        title,
-        messages,
-    )
-    rows(
-        "insert into messages (org_id, id, chat_id, position, role, content, status, finished_at, server_id)"
-        " select %s, gen_random_uuid(), %s, n, case n %% 2 when 1 then 'user' else 'assistant' end,"
-        " 'Message ' || n, 'complete', now(), case n %% 2 when 0 then 1 end from generate_series(1, %s) as n",
-        tenant.org_id,
-        chat_id,
-        messages,
-    )
-    return chat_id
 
 
 # ---- Failures
@@ -1241,13 +1109,14 @@ async def test_all_is_reached_and_left_by_keyboard_alone(
     await expect(page.get_by_role("link", name="Old")).to_be_visible()
     await page.get_by_role("button", name="Skip").focus()
     reached = []
-    for _ in range(7):
-        reached.append(await page.evaluate("document.activeElement.innerText.split('\\n')[0]"))
+    for _ in range(8):
+        name = "(active) => active.ariaLabel ?? active.innerText.split('\\n')[0]"
+        reached.append(await page.evaluate(f"({name})(document.activeElement)"))
         outline = "getComputedStyle(document.activeElement).outlineStyle"
         assert await page.evaluate(outline) == "solid"
         await page.keyboard.press("Tab")
-    assert reached[:4] == ["Skip to the message field", "New chat", "Old", "Settings"]
-    assert reached[5:] == ["Hello there", "Tell a story"]
+    assert reached[:5] == ["Skip to the message field", "New chat", "Search chats", "Old", "Settings"]
+    assert reached[6:] == ["Hello there", "Tell a story"]
 
     for _ in range(4):
         await page.keyboard.press("Shift+Tab")
@@ -1446,7 +1315,7 @@ async def test_scheme_is_followed_and_text_has_contrast(start_server: StartServe
             };
             const selectors = ['h1', '.user .text', '.assistant .text', '.status', '.notice strong', '.notice p',
                 '.notice .request', '.notice .button', 'dt', 'dd', 'figcaption', '#burst', '#message', '#send',
-                '#keys', '.brand', '#new-chat', '#chats a', '#chats time', '#account'];
+                '#keys', '.brand', '#new-chat', '#chats a', '#chats h2', '#account'];
             return {
                 page: luminance(getComputedStyle(document.body).backgroundColor),
                 low: selectors.filter((selector) => contrast(document.querySelector(selector)) < 4.5),

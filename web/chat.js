@@ -35,7 +35,6 @@
         if (id === null || id === past.chat) return;
         past.chat = id;
         history.replaceState(null, '', `#${id}`);
-        sidebar.add(id);
     }
 
     // ---- A turn: one message sent, one reply streamed.
@@ -47,6 +46,7 @@
             opened(chatId, replyId) {
                 reply.item.id = replyId ?? '';
                 adopt(chatId);
+                sidebar.touch(past.chat);
             },
             token: (text) => reply.add(text),
             arrived: (at, words) => meter.read(at, words),
@@ -186,7 +186,13 @@
         if (past.chat && !thread.messages.querySelector('[data-status=unsent]')) openChat(past.chat);
     };
     past.onrunning = goOn;
+    sidebar.ondelete = (id) => {
+        if (id !== past.chat) return;
+        history.replaceState(null, '', location.pathname + location.search);
+        openChat(null);
+    };
     past.onmissing = (error) => {
+        sidebar.remove(past.chat);
         // What is sent now starts a new one.
         past.chat = null;
         history.replaceState(null, '', '#');

@@ -7,8 +7,13 @@
 
 const $ = (id) => document.getElementById(id);
 
+/** Make an element; `props` are its properties, or else attributes. */
 function el(tag, props, ...children) {
-    const element = Object.assign(document.createElement(tag), props);
+    const element = document.createElement(tag);
+    for (const [name, value] of Object.entries(props)) {
+        if (name in element) element[name] = value;
+        else element.setAttribute(name, value);
+    }
     element.append(...children);
     return element;
 }
