@@ -92,6 +92,7 @@ def create_app(settings: Settings, *, model: Model | None = None) -> web.Applica
             web.get("/chat/stream", identified_by_query(chat.stream_to_event_source), allow_head=False),
             web.get("/chat/stream/{message_id}", identified(chat.resume), allow_head=False),
             web.delete("/chat/stream/{message_id}", identified(chat.stop)),
+            web.get("/model", identified(site.model)),
             web.get("/usage", identified(usage.read_usage)),
             web.get("/chats", identified(history.list_chats)),
             web.patch("/chats/{chat_id}", identified(chats.rename)),
@@ -104,6 +105,7 @@ def create_app(settings: Settings, *, model: Model | None = None) -> web.Applica
     app[STOP] = asyncio.Event()
     app[IDENTIFY] = check_tokens(app, settings) if settings.checks_tokens else from_headers
     # The seam: a model of your own goes here.
+    app[site.MODEL_NAME] = (settings.model_name or settings.model) if model is None else None
     if model is not None:
         app[MODEL] = model
     else:

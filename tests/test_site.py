@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
-from support import RawClient, Tenant, post
+from serving import StartServer
+from support import RawClient, Tenant, post, says
 
 from app.api.site import WEB
 
@@ -86,3 +88,21 @@ async def test_body_that_waits_to_be_asked_for_is_asked_for(server: TestServer, 
     assert await client.read_head() == (b"HTTP/1.1 100 Continue", {})
     client.send(body)
     assert (await client.read_head())[0] == b"HTTP/1.1 200 OK"
+
+
+@pytest.mark.parametrize(
+    ("model", "answer"),
+    [
+        ("sim", {"model": "sim", "simulated": True}),
+        ("openai:local/llama:3b", {"model": "local/llama:3b", "simulated": False}),
+        (says("Hello"), {"model": None, "simulated": False}),
+    ],
+    ids=["simulated", "real", "own"],
+)
+async def test_model_is_named(
+    start_server: StartServer, aiohttp_client: Any, tenant: Tenant, model: Any, answer: dict[str, Any]
+) -> None:
+    client = await aiohttp_client(await start_server(model=model, model_url="http://127.0.0.1:9/v1"))
+    async with client.get("/model", headers=tenant.headers) as response:
+        assert await response.json() == answer
+    assert (await client.get("/model")).status == 401

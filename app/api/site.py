@@ -15,6 +15,9 @@ from app.storage.store import STORE
 # Set when the server is to stop; for STOP_DELAY_S it still serves.
 STOP: web.AppKey[asyncio.Event] = web.AppKey("stop", asyncio.Event)
 
+# As the setting names it, without its provider; None: one of the product's own.
+MODEL_NAME: web.AppKey[str | None] = web.AppKey("model_name")
+
 WEB = Path(__file__).parents[2] / "web"
 SCRIPTS_AND_STYLES = sorted(path.name for path in WEB.iterdir() if path.suffix in {".js", ".css"})
 
@@ -59,6 +62,12 @@ def refuse_impossible_dates(request: web.Request) -> None:
             "If-Modified-Since, If-Unmodified-Since or If-Range is a date that cannot be, expected one of HTTP."
         )
         raise ApiError(400, "Bad date", message) from None
+
+
+async def model(request: web.Request) -> web.Response:
+    """`GET /model`: which model answers, and whether it is the simulated one."""
+    name = request.app[MODEL_NAME]
+    return web.json_response({"model": name, "simulated": name == "sim"})
 
 
 async def health(request: web.Request) -> web.Response:
