@@ -1,16 +1,28 @@
 'use strict';
 
 /*
- * The field where a message is written.
+ * The field where a message is written. What is in it is kept for each chat, in this browser.
  * Uses elements.js.
  *
+ *     composer.open(chatId);               // with what was written there; null: a new chat
+ *     composer.adopt(chatId);              // what was written is asked, in this chat
  *     composer.onsubmit = (message) => …   // the field keeps it until another text is written there
+ *     composer.edit(text, note, (message) => …);     // another text first; what was in the field comes back after it
  */
 const composer = (() => {
+    const STORAGE_KEY = `streaming-chat.drafts${location.pathname.replace(/\/[^/]*$/, '')}`;
+    const DRAFTS = 20; // Of so many chats, and so long.
+    const DRAFT_CHARS = 50_000;
+    const TYPING_MS = 300;
+
     const input = $('message');
     const scroller = $('scroller');
+    const byTouch = matchMedia('(pointer: coarse)');
 
-    const room = { write: compose, focus: () => input.focus(), onsubmit() {} };
+    let place = 'new'; // whose draft is in the field
+    let edited = null; // what was in the field before, and who gets what is in it now
+
+    const room = { open, adopt, write: compose, keep, edit, endEdit, focus, onsubmit() {} };
 
     function fit() {
         const { scrollTop } = scroller;
@@ -20,27 +32,114 @@ const composer = (() => {
         scroller.scrollTop = scrollTop;
     }
 
+    /** Focus the field, but let no keyboard jump up by itself. */
+    function focus() {
+        if (!byTouch.matches) input.focus();
+    }
+
     function compose(text) {
         input.value = text;
         fit();
-        input.focus();
+        save();
+        focus();
     }
 
     function submit() {
-        if (input.value.trim()) room.onsubmit(input.value);
+        if (input.value.trim()) (edited ?? room).onsubmit(input.value);
     }
+
+    // ---- Another text first
+
+    function edit(text, note, onsubmit) {
+        edited = { before: edited?.before ?? input.value, onsubmit };
+        write($('editing').firstElementChild, note);
+        $('editing').hidden = false;
+        compose(text);
+        input.focus();
+    }
+
+    function endEdit() {
+        if (!edited) return;
+        const { before } = edited;
+        edited = null;
+        $('editing').hidden = true;
+        compose(before);
+    }
+
+    // ---- Drafts
+
+    function drafts() {
+        try {
+            return Object.entries(JSON.parse(localStorage.getItem(STORAGE_KEY)) ?? {});
+        } catch {
+            return []; // No storage, or nothing of ours in it.
+        }
+    }
+
+    /** Keep what is to be in the field when the chat is opened again. The last ones are kept. */
+    function keep(text) {
+        const others = drafts().filter(([chat]) => chat !== place);
+        const all = text.trim() ? [...others, [place, text.slice(0, DRAFT_CHARS)]] : others;
+        try {
+            localStorage.setItem(STORAGE_KEY, JSON.stringify(Object.fromEntries(all.slice(-DRAFTS))));
+        } catch {
+            // Without storage they last as long as the page shows the chat.
+        }
+    }
+
+    let typing = 0;
+
+    function save() {
+        clearTimeout(typing);
+        typing = 0;
+        keep(edited ? edited.before : input.value);
+    }
+
+    function open(chat) {
+        if (typing) save();
+        edited = null;
+        $('editing').hidden = true;
+        place = chat ?? 'new';
+        input.value = Object.fromEntries(drafts())[place] ?? '';
+        fit();
+    }
+
+    /** What was in the field is asked, in this chat, which may have got its id by that. */
+    function adopt(chat) {
+        keep('');
+        place = chat;
+        save();
+    }
+
+    // ---- Keys
 
     $('composer').addEventListener('submit', (event) => {
         event.preventDefault();
         submit();
     });
-    input.addEventListener('input', fit);
+    input.addEventListener('input', () => {
+        fit();
+        clearTimeout(typing);
+        typing = setTimeout(save, TYPING_MS);
+    });
+    addEventListener('pagehide', () => {
+        if (typing) save();
+    });
+    $('cancel-edit').addEventListener('click', endEdit);
     input.addEventListener('keydown', (event) => {
+        if (event.key === 'Escape' && edited && !event.isComposing) {
+            event.stopPropagation(); // Not for the reply that runs.
+            endEdit();
+            return;
+        }
         // An Enter that ends the composition of a character is not for us (229: Safari says so).
         if (event.key !== 'Enter' || event.shiftKey || event.isComposing || event.keyCode === 229) return;
+        // Who writes by touch has a button beside the field, and no Shift.
+        if (byTouch.matches && !event.ctrlKey && !event.metaKey) return;
         event.preventDefault();
         submit();
     });
+    if (byTouch.matches) input.enterKeyHint = 'enter';
     $('skip').addEventListener('click', () => input.focus());
 
     return room;

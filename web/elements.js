@@ -18,6 +18,16 @@ function el(tag, props, ...children) {
     return element;
 }
 
+/** Make one of the drawings that index.html has as symbols. */
+function icon(name) {
+    const svg = document.createElementNS('http://www.w3.org/2000/svg', 'svg');
+    const use = document.createElementNS(svg.namespaceURI, 'use');
+    use.setAttribute('href', `#icon-${name}`);
+    svg.setAttribute('aria-hidden', 'true');
+    svg.append(use);
+    return svg;
+}
+
 /** Set a text; not again where it is there already, which a screen reader may read again. */
 function write(element, text) {
     if (element.textContent !== text) element.textContent = text;
@@ -26,22 +36,4 @@ function write(element, text) {
 /** Have a text read aloud. */
 function announce(text) {
     if (text.trim()) $('live').append(el('p', { textContent: text }));
-}
-
-/** Show a failure in `place`, with a button for each of `actions`; each makes the notice go away first. */
-function showNotice(place, failure, actions = {}) {
-    const notice = el('div', { className: 'notice' });
-    notice.setAttribute('role', 'alert');
-    notice.append(el('strong', {}, failure.title ?? 'Error'), el('p', {}, failure.message));
-    if (failure.requestId) notice.append(el('p', { className: 'request' }, 'Request id ', el('code', {}, failure.requestId)));
-    for (const [name, action] of Object.entries(actions)) {
-        const button = el('button', { type: 'button', className: 'button' }, name);
-        button.addEventListener('click', () => {
-            place.replaceChildren();
-            $('message').focus();
-            action();
-        });
-        notice.append(button);
-    }
-    place.replaceChildren(notice);
 }

@@ -3,7 +3,7 @@
 /*
  * The list of chats, beside the messages on a wide screen, in a drawer on a narrow one. Its links are fragments of the
  * page's address: to follow one opens the chat.
- * Uses elements.js, settings.js, requests.js, menu.js, row.js.
+ * Uses elements.js, settings.js, requests.js, roving.js, menu.js, row.js.
  *
  *     sidebar.show(chatId)                 // it is open; null: a new one is
  *     sidebar.touch(chatId)                // something was said there
@@ -14,6 +14,7 @@ const sidebar = (() => {
     const TYPING_MS = 150; // A search waits for the next letter so long.
 
     const list = $('chats');
+    const refresh = rove(list, 'li', 'a, .icon');
     const search = $('search');
     const drawer = $('drawer');
     const wide = matchMedia('(min-width: 56rem)');
@@ -23,7 +24,6 @@ const sidebar = (() => {
     let searched = ''; // what the rows were found by
     let visit = new AbortController(); // of one search, as one caller
     let current = null; // the id of the open chat
-    let tabStop = null; // the one row that Tab goes to
 
     const room = { load, reload, show, touch, remove, close, ondelete() {} };
 
@@ -116,7 +116,7 @@ const sidebar = (() => {
         else if (row || id !== current) write($('title'), row?.title ?? 'Chat');
         document.title = id === null ? 'Streaming chat' : `${$('title').textContent} – Streaming chat`;
         current = id;
-        stopAt(rows.has(tabStop?.id) ? tabStop : (row ?? rowOf(list.querySelector('li'))));
+        refresh(row?.link);
     }
 
     /** Something was said in a chat: it goes to the top. A new one, the server tells about. */
@@ -133,13 +133,6 @@ const sidebar = (() => {
         arrange();
     }
 
-    // ---- Keys: the list is one stop of Tab; arrows go on from there.
-
-    function stopAt(row) {
-        for (const { link } of rows.values()) link.tabIndex = link === row?.link ? 0 : -1;
-        tabStop = row;
-    }
-
     const rowOf = (element) => rows.get(element?.querySelector('a')?.hash.slice(1));
 
     /** Return the row so many further down, undefined if there is none. */
@@ -148,19 +141,10 @@ const sidebar = (() => {
         return rowOf(items[items.indexOf(row.item) + step]);
     }
 
-    list.addEventListener('focusin', ({ target }) => {
-        const row = rowOf(target.closest('li'));
-        if (row) stopAt(row);
-    });
     list.addEventListener('keydown', (event) => {
         const row = rowOf(event.target.closest('li'));
-        if (!row || ![row.link, row.more].includes(event.target)) return;
-        const items = [...list.querySelectorAll('li')];
-        const to = { ArrowDown: near(row, 1), ArrowUp: near(row, -1), Home: rowOf(items[0]), End: rowOf(items.at(-1)) };
-        if (event.key in to) to[event.key]?.[event.target === row.more ? 'more' : 'link'].focus();
-        else if (event.key === 'ArrowRight') row.more.focus();
-        else if (event.key === 'ArrowLeft') row.link.focus();
-        else if (event.key === 'F2') row.rename();
+        if (!row) return;
+        if (event.key === 'F2') row.rename();
         else if (event.key === 'Delete') row.confirm();
         else return;
         event.preventDefault();
@@ -174,7 +158,7 @@ const sidebar = (() => {
         typing = setTimeout(renew, search.value.trim() ? TYPING_MS : 0);
     });
     search.addEventListener('keydown', (event) => {
-        if (event.key === 'ArrowDown') (tabStop ?? rowOf(list.querySelector('li')))?.link.focus();
+        if (event.key === 'ArrowDown') list.querySelector('a')?.focus();
         else if (event.key !== 'Escape' || !search.value) return;
         else {
             search.value = '';

@@ -9,11 +9,11 @@
  *
  * `ask` raises Failure where no reply has begun. From then on there is always an end:
  *
- *     { status, error?, fullText?, behind? }
+ *     { status, stop?, error?, fullText?, behind? }
  *
  * `status` is how the reply has ended, as far as its stream tells: `complete`; `differs`: the words are not those of
  * `fullText`; `stopped` and others; `unread`: it is lost; null: the history knows, or will; `left`: nobody cares.
- * `behind`: more may be stored than was read. `error` is to be told.
+ * `stop` is how the model has: `end`, `length`, `refusal`. `behind`: more may be stored than was read. `error` is to be told.
  */
 
 /** The stream broke off before the reply was complete: the rest can be had. */
@@ -218,10 +218,10 @@ const ReplyStream = (() => {
         }
 
         /** Compare the tokens with what the server says they are together, and what it has stored. */
-        async #compare({ fullText, chars, sha256 }) {
+        async #compare({ fullText, chars, sha256, stop }) {
             const { text } = this;
             const same = text === fullText && Array.from(text).length === chars && (await hashes(text, sha256));
-            return same ? { status: 'complete' } : { status: 'differs', fullText };
+            return same ? { status: 'complete', stop } : { status: 'differs', fullText };
         }
     };
 })();

@@ -2,7 +2,7 @@
 
 /*
  * The messages of the open chat: how they look, how they are read aloud, and what is in view.
- * Uses elements.js, markdown.js, meter.js.
+ * Uses elements.js, composer.js, tools.js, markdown.js, meter.js.
  */
 const thread = (() => {
     const scroller = $('scroller');
@@ -47,10 +47,12 @@ const thread = (() => {
 
     $('jump').addEventListener('click', () => {
         follow(true);
-        $('message').focus();
+        composer.focus();
     });
 
     // ---- Messages
+
+    const THINKING_S = 0.3; // What is sooner is no wait.
 
     const STATUS_TEXT = {
         streaming: 'Still being written…',
@@ -67,12 +69,33 @@ const thread = (() => {
 
     const sources = new WeakMap(); // what the messages say, by their <li>
 
-    function messageItem({ message_id: id = '', role, content, status = 'complete' }) {
+    // A long question is folded. How many lines it has depends on the width.
+    const folds = new ResizeObserver((entries) => {
+        for (const { target: text } of entries) {
+            const button = text.nextElementSibling;
+            if (button.getAttribute('aria-expanded') === 'false') button.hidden = text.scrollHeight <= text.clientHeight + 1;
+        }
+    });
+
+    function foldable(text) {
+        const button = el('button', { type: 'button', className: 'button quiet', hidden: true, 'aria-expanded': 'false' }, 'Show all');
+        button.addEventListener('click', () => {
+            const open = button.getAttribute('aria-expanded') === 'false';
+            button.setAttribute('aria-expanded', String(open));
+            button.textContent = open ? 'Show less' : 'Show all';
+            text.classList.toggle('whole', open);
+        });
+        folds.observe(text);
+        return button;
+    }
+
+    function messageItem({ message_id: id = '', role, content, status = 'complete', created_at: at = Date.now() }) {
         const who = el('span', { className: 'unseen', textContent: role === 'user' ? 'You: ' : 'Reply: ' });
         const text = el('div', { className: 'text' });
         if (role === 'user') Object.assign(text, { dir: 'auto', textContent: content });
         else markdown.whole(text, content);
-        const item = el('li', { id, className: role }, who, text, el('p', { className: 'status' }));
+        const item = el('li', { id, className: role }, who, text, el('p', { className: 'status' }), tools.row(role, new Date(at)));
+        if (role === 'user') text.after(foldable(text));
         sources.set(item, content);
         mark(item, status);
         return item;
@@ -90,38 +113,66 @@ const thread = (() => {
         // What was read is not taken away, even where less is stored.
         if (message.content.length <= sources.get(item).length) mark(item, message.status);
         else item.replaceWith(messageItem(message));
+        tools.refresh();
     }
 
     /** Show messages above those that are there. What was read stays where it was. */
     function prepend(older) {
         const fromEnd = scroller.scrollHeight - scroller.scrollTop;
         messages.prepend(...older.map(messageItem));
-        if (following) return;
-        scrollToPx(scroller.scrollHeight - fromEnd);
+        tools.refresh(messages.lastElementChild?.querySelector('.tools button'));
+        if (!following) scrollToPx(scroller.scrollHeight - fromEnd);
+    }
+
+    /** Take a message and all after it away; return a function that puts them back. */
+    function cut(item) {
+        const items = [...messages.children];
+        const taken = items.slice(items.indexOf(item));
+        for (const one of taken) one.remove();
+        return () => messages.append(...taken);
     }
 
     /** A reply as it arrives. The page is touched once a frame, however fast the tokens come. */
     class LiveReply {
-        constructor(content = '') {
-            this.item = messageItem({ role: 'assistant', content: '', status: 'streaming' });
-            mark(this.item, 'live');
+        constructor(content = '', createdAt = Date.now()) {
+            this.item = messageItem({ role: 'assistant', content: '', status: 'live', created_at: createdAt });
             this.place = this.item.querySelector('.text');
             this.writer = markdown.into(this.place);
             this.writer.append(content);
             sources.set(this.item, content);
             this.unshown = this.unsaid = '';
             this.frame = 0;
+            this.begunAt = performance.now();
+            this.thinking = content ? 0 : setInterval(() => this.think(), 100);
+        }
+
+        /** Show for how long there has been no word, where the first will be; say it once. */
+        think() {
+            const seconds = (performance.now() - this.begunAt) / 1000;
+            if (!this.item.isConnected) this.thought(); // Another chat is open.
+            else if (seconds >= THINKING_S) this.showThinking(seconds);
+        }
+
+        showThinking(seconds) {
+            if (!this.place.dataset.thinking) announce('Thinking…');
+            this.place.dataset.thinking = `Thinking… ${seconds.toFixed(1)} s`;
+        }
+
+        thought() {
+            clearInterval(this.thinking);
+            delete this.place.dataset.thinking;
         }
 
         add(token) {
-            this.unshown += token;
             sources.set(this.item, sources.get(this.item) + token);
+            this.unshown += token;
             this.frame ||= requestAnimationFrame(() => this.show());
         }
 
         show() {
             cancelAnimationFrame(this.frame);
             this.frame = 0;
+            if (this.unshown) this.thought();
             if (this.unshown && this.item.dataset.status === 'resuming') mark(this.item, 'live');
             this.writer.append(this.unshown);
             this.unsaid += this.unshown;
@@ -147,12 +198,19 @@ const thread = (() => {
         end(status, note) {
             this.show();
             this.writer.end();
+            this.thought();
             mark(this.item, status, note);
+            tools.refresh();
             this.say(this.unsaid);
             announce(this.item.querySelector('.status').textContent);
         }
 
-        complete() {
+        complete(stop) {
+            this.item.dataset.stop = stop ?? 'end';
+            if (stop === 'length') {
+                this.end('complete', 'Complete, as far as the model may go on');
+                return;
+            }
             const chars = Array.from(sources.get(this.item)).length;
             this.end('complete', `Complete: ${chars} characters, equal to fullText`);
         }
@@ -170,5 +228,5 @@ const thread = (() => {
         }
     }
 
-    return { messages, scroller, sources, STATUS_TEXT, follow, messageItem, mark, update, prepend, LiveReply };
+    return { messages, scroller, sources, STATUS_TEXT, follow, messageItem, mark, update, prepend, cut, LiveReply };
 })();

@@ -1,0 +1,216 @@
+'use strict';
+
+/*
+ * The turns of the open chat: a message sent, its reply streamed; one at a time.
+ * Uses elements.js, stream.js, composer.js, notice.js, meter.js, tools.js, thread.js, past.js.
+ *
+ *     turns.send('Hello');                 // and readOn, regenerate, edit; stop; leave, for another chat
+ *     turns.onasked = () => …              // there is a first message
+ *     turns.onopened = (chatId) => …       // the server has stored the question
+ *     turns.onstale = () => …              // the chat has gone on elsewhere, and is to be shown as it is
+ *     turns.onfull = () => …               // the model takes no more of this chat
+ */
+const turns = (() => {
+    let turn = null; // the running one: its stream and its live reply
+
+    const room = {
+        send, readOn, regenerate, edit, stop, leave, isBusy, onasked() {}, onopened() {}, onstale() {}, onfull() {},
+    };
+
+    const newKey = () => Array.from(crypto.getRandomValues(new Uint32Array(4)), (part) => part.toString(36)).join('-');
+
+    function newTurn(reply, begun) {
+        const stream = new ReplyStream({
+            opened(chatId, replyId) {
+                reply.item.id = replyId ?? '';
+                room.onopened(chatId);
+            },
+            token: (text) => reply.add(text),
+            arrived: (at, words) => meter.read(at, words),
+            waiting: (why) => reply.wait(why),
+            resumed: () => meter.resume(),
+        }, begun);
+        for (const place of [$('notice'), $('live')]) place.replaceChildren();
+        thread.follow(true);
+        meter.begin(begun !== undefined);
+        const mine = { stream, reply };
+        setTurn(mine);
+        return mine;
+    }
+
+    function setTurn(value) {
+        const busy = value !== null;
+        if (!busy && document.activeElement === $('stop')) composer.focus();
+        turn = value;
+        $('send').hidden = busy;
+        $('stop').hidden = !busy;
+        write($('busy'), '');
+    }
+
+    /** Leave the turn; its reply is paused, and can be gone on with. */
+    function leave() {
+        const { stream } = turn ?? {};
+        setTurn(null);
+        stream?.leave();
+    }
+
+    function stop() {
+        if (!turn) return;
+        turn.stream.stop();
+        write(turn.reply.item.querySelector('.status'), thread.STATUS_TEXT.stopping);
+    }
+
+    /** Send a message; `instead`, what it takes the place of. */
+    async function send(message, { key = newKey(), instead = null, sim = null } = {}) {
+        if (isBusy()) return;
+        const putBack = instead && thread.cut(instead.from);
+        const question = thread.messageItem({ role: 'user', content: message });
+        const reply = new thread.LiveReply();
+        room.onasked();
+        thread.messages.append(question, reply.item);
+        const mine = newTurn(reply);
+        try {
+            // Or else the history that is asked for could hold this turn too.
+            await past.loaded;
+            const body = { message, ...(past.chat && { chat_id: past.chat }), ...instead?.body, ...(sim && { sim }) };
+            const end = await mine.stream.ask(body, key);
+            await conclude(mine, end);
+        } catch (error) {
+            // Another chat is open by now.
+            if (turn !== mine) return;
+            $('meter').hidden = true;
+            reply.item.remove();
+            // If something is stored all the same, the next try with its key finds it.
+            const retry = () => send(message, { key, instead, sim });
+            if (instead) {
+                question.remove();
+                putBack();
+                tellUnreplaced(error, retry, () => edit(instead.from, message));
+            } else {
+                tellUnsent(error, question, retry, message);
+            }
+        } finally {
+            if (turn === mine) setTurn(null);
+        }
+    }
+
+    function tellUnsent(error, question, retry, message) {
+        thread.mark(question, 'unsent');
+        composer.keep(message);
+        const without = (next) => () => {
+            question.remove();
+            next();
+        };
+        showNotice($('notice'), error, { Retry: without(retry), Edit: without(() => composer.write(message)) });
+    }
+
+    function tellUnreplaced(error, retry, change) {
+        const goneOn = error.title === 'Gone on';
+        showNotice($('notice'), error, goneOn ? { 'Show it': () => room.onstale() } : { Retry: retry, Edit: change });
+    }
+
+    /** Read on a reply that has not ended; `content` is what is stored of it so far. */
+    async function readOn({ message_id: id, content, created_at: at }) {
+        if (turn || !$(id)) return;
+        const reply = new thread.LiveReply(content, at);
+        $(id).replaceWith(reply.item);
+        reply.item.id = id;
+        const mine = newTurn(reply, { replyId: id, text: content });
+        await conclude(mine, await mine.stream.goOn());
+        if (turn !== mine) return;
+        setTurn(null);
+        $('meter').hidden = meter.tokens === 0;
+    }
+
+    /** Show how a reply has ended, and why. */
+    async function conclude(mine, { status, stop, fullText, behind, error }) {
+        if (turn !== mine) return;
+        const { reply } = mine;
+        if (status === 'complete') {
+            reply.complete(stop);
+        } else if (status === 'differs') {
+            reply.differ(fullText);
+        } else if (behind) {
+            // The words of the last moment come with the history, which may have to wait for a connection.
+            reply.end('streaming', thread.STATUS_TEXT[status] ?? '');
+            past.settle(past.signal, 0);
+        } else if (status === null) {
+            await lookUp(reply);
+        } else {
+            reply.end(status);
+        }
+        if (turn === mine && error) tellEnd(error, $(reply.item.id) ?? reply.item);
+    }
+
+    /** Tell why a reply has not come to its end, by the name that its message has for it. */
+    function tellEnd(error, item) {
+        // By then it may have been shown anew.
+        const actions = { Retry: () => regenerate($(item.id) ?? item) };
+        const question = item.previousElementSibling;
+        const more = {
+            'Conversation too long': { 'New chat': () => room.onfull() },
+            'Refused': { Edit: () => edit(question) },
+            'Stream failed': thread.sources.get(item) ? { 'Go on': () => send('Go on.') } : {},
+        }[error.title];
+        item.dataset.told = ''; // Its own button for that has a double in the notice.
+        const title = error.title === 'Stream failed' ? item.querySelector('.status').textContent : undefined;
+        showNotice($('notice'), error, { ...more, ...actions }, title);
+    }
+
+    /** End a reply as the history says, now or later: its stream does not tell how it has ended, or will. */
+    async function lookUp(reply) {
+        const { signal } = past;
+        const { id } = reply.item;
+        reply.end('streaming', '');
+        await past.look(signal).catch(() => {});
+        if (signal.aborted) return;
+        const item = $(id);
+        if (item.dataset.status === 'streaming') thread.mark(item, 'streaming', thread.STATUS_TEXT.unread);
+        announce(item.querySelector('.status').textContent);
+        past.settle(signal, 500);
+    }
+
+    function isBusy() {
+        if (turn) write($('busy'), 'One reply at a time: wait for its end, or stop it.');
+        return turn !== null;
+    }
+
+    // ---- A message instead of an earlier one, and of all after it
+
+    /** Return what is to be said of it; null if its question is not here, or not any more. */
+    function insteadOf(item) {
+        if (!item.isConnected) return null;
+        const from = item.matches('.user') ? item : item.previousElementSibling;
+        if (!from?.matches('.user')) return null;
+        // A reply that was taken back is not there any more. What was asked just now has no id here, but its reply has.
+        const stored = (one) => one?.id && one.dataset.status !== 'unread';
+        const reply = from.nextElementSibling?.matches('.assistant') ? from.nextElementSibling : null;
+        const replaced = [from, reply].find(stored);
+        const last = [...thread.messages.children].reverse().find(stored);
+        return { from, body: replaced && { replaces: replaced.id, last: last.id } };
+    }
+
+    function regenerate(item, button = null) {
+        if (isBusy()) return;
+        const instead = insteadOf(item);
+        if (!instead) {
+            if (button) tools.say(button, 'Its question is further up');
+        } else if (button && item.nextElementSibling && !button.dataset.said) {
+            tools.say(button, 'Once more, to replace what follows');
+        } else {
+            send(thread.sources.get(instead.from), { instead });
+        }
+    }
+
+    function edit(item, text = thread.sources.get(item)) {
+        const after = thread.messages.children.length - [...thread.messages.children].indexOf(item) - 1;
+        const note = `Sent again, it replaces the message${['', ' and its reply'][after] ?? ` and the ${after} after it`}.`;
+        composer.edit(text, note, (message) => {
+            if (isBusy()) return;
+            composer.endEdit();
+            send(message, { instead: insteadOf(item) });
+        });
+    }
+
+    return room;
+})();
