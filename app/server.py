@@ -72,34 +72,34 @@ TIMINGS: web.AppKey[Timings] = web.AppKey("timings", Timings)
 BACKLOG = 4096
 
 
+ROUTES = [
+    web.get("/", site.page_file("index.html")),
+    *(web.get(f"/{name}", site.page_file(name)) for name in site.SCRIPTS_AND_STYLES),
+    web.get("/openapi.json", site.page_file("openapi.json")),
+    web.get("/health", site.health),
+    web.get("/ready", site.ready),
+    web.post("/chat", identified(chat.send)),
+    web.post("/chat/stream", identified(chat.stream)),
+    web.post("/chat/stream/ticket", identified(tickets.issue)),
+    web.get("/chat/stream", identified_by_query(chat.stream_to_event_source), allow_head=False),
+    web.get("/chat/stream/{message_id}", identified(chat.resume), allow_head=False),
+    web.delete("/chat/stream/{message_id}", identified(chat.stop)),
+    web.get("/model", identified(site.model)),
+    web.get("/usage", identified(usage.read_usage)),
+    web.get("/chats", identified(history.list_chats)),
+    web.patch("/chats/{chat_id}", identified(chats.rename)),
+    web.delete("/chats/{chat_id}", identified(chats.delete)),
+    web.get("/chats/{chat_id}/messages", identified(history.list_messages)),
+    web.get("/chats/{chat_id}/export", identified(chats.export), allow_head=False),
+]
+
+
 def create_app(settings: Settings, *, model: Model | None = None) -> web.Application:
     """Return the application. `settings.database_url` must be set, and its schema migrated."""
-    app = web.Application(
-        middlewares=[observe],
-        client_max_size=settings.body_limit_bytes,
-    )
+    app = web.Application(middlewares=[observe], client_max_size=settings.body_limit_bytes)
     app.add_routes(
         web.RouteDef(route.method, route.path, route.handler, route.kwargs | {"expect_handler": expect})
-        for route in [
-            web.get("/", site.page_file("index.html")),
-            *(web.get(f"/{name}", site.page_file(name)) for name in site.SCRIPTS_AND_STYLES),
-            web.get("/openapi.json", site.page_file("openapi.json")),
-            web.get("/health", site.health),
-            web.get("/ready", site.ready),
-            web.post("/chat", identified(chat.send)),
-            web.post("/chat/stream", identified(chat.stream)),
-            web.post("/chat/stream/ticket", identified(tickets.issue)),
-            web.get("/chat/stream", identified_by_query(chat.stream_to_event_source), allow_head=False),
-            web.get("/chat/stream/{message_id}", identified(chat.resume), allow_head=False),
-            web.delete("/chat/stream/{message_id}", identified(chat.stop)),
-            web.get("/model", identified(site.model)),
-            web.get("/usage", identified(usage.read_usage)),
-            web.get("/chats", identified(history.list_chats)),
-            web.patch("/chats/{chat_id}", identified(chats.rename)),
-            web.delete("/chats/{chat_id}", identified(chats.delete)),
-            web.get("/chats/{chat_id}/messages", identified(history.list_messages)),
-            web.get("/chats/{chat_id}/export", identified(chats.export), allow_head=False),
-        ]
+        for route in ROUTES
     )
     app[SETTINGS] = settings
     app[STOP] = asyncio.Event()

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from pages import CHROMIUM_ARGS
 from playwright.async_api import Page, async_playwright
 from support import EVERYTHING
-from test_page import CHROMIUM_ARGS
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
@@ -53,7 +53,8 @@ async def page() -> AsyncIterator[Page]:
             executable_path=os.environ.get("CHROMIUM"), args=CHROMIUM_ARGS, chromium_sandbox=False
         )
         page = await browser.new_page()
-        await page.add_script_tag(path=WEB / "markdown.js")
+        for room in ("inlines.js", "markdown.js"):
+            await page.add_script_tag(path=WEB / room)
         await page.add_script_tag(path=Path(__file__).with_name("markdown_judge.js"))
         yield page
         await browser.close()
