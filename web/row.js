@@ -18,7 +18,9 @@ class ChatRow {
         this.#list = list;
         this.id = chat.chat_id;
         this.name = el('span', { dir: 'auto' });
-        this.link = el('a', { href: `#${this.id}`, tabIndex: -1 }, this.name);
+        // Whole, as a link that is copied is to be.
+        const { href } = Object.assign(new URL(location.href), { hash: this.id });
+        this.link = el('a', { href, tabIndex: -1 }, this.name);
         this.more = el('button', {
             type: 'button', className: 'icon', tabIndex: -1, textContent: '⋯', 'aria-haspopup': 'menu', 'aria-expanded': 'false',
         });
