@@ -123,6 +123,7 @@ async def test_chat_that_has_gone_on_in_another_window_loses_nothing(
     await replies(page).last.get_by_role("button", name="Regenerate").click()
     notice = page.locator("#notice").get_by_role("alert")
     await expect(notice.locator("strong")).to_have_text("The chat has gone on")
+    await expect(notice).to_contain_text("Something was said in it that is not shown here")
     await expect(texts(page)).to_have_text(["One", "Reply 1"])
     await notice.get_by_role("button", name="Show it").click()
     await expect(texts(page)).to_have_text(["One", "Reply 1", "Two", "Reply 2"])

@@ -41,13 +41,17 @@ const showNotice = (() => {
         'Too many turns': 'Too much at once',
         'Unauthorized': 'You have no access',
     };
+    // What the server says of these is for programs.
+    const MESSAGES = {
+        'Gone on': 'Something was said in it that is not shown here, so nothing was replaced.',
+    };
     const OF_SETTINGS = ['Forbidden', 'Foreign host', 'Foreign origin', 'No connection', 'Not JSON', 'Not a stream', 'Unauthorized'];
 
     return (place, failure, actions = {}, title = TITLES[failure.title] ?? failure.title ?? 'Error') => {
         const all = OF_SETTINGS.includes(failure.title) ? { 'Open settings': settings.open, ...actions } : actions;
-        const notice = el('div', { className: 'notice', role: 'alert' },
-            el('strong', {}, title), el('p', {}, failure.message), ...Object.entries(all).map(button), details(failure));
-        place.replaceChildren(notice);
+        const told = [el('strong', {}, title), el('p', {}, MESSAGES[failure.title] ?? failure.message)];
+        const buttons = Object.entries(all).map(button);
+        place.replaceChildren(el('div', { className: 'notice', role: 'alert' }, ...told, ...buttons, details(failure)));
 
         function button([name, action], i) {
             const made = el('button', { type: 'button', className: i === 0 ? 'button primary' : 'button' }, name);
