@@ -120,7 +120,9 @@ keyed as (
     select %(org_id)s, %(user_id)s, %(key)s, %(asked)s, %(reply_id)s::uuid
     from affordable
     where %(key)s::text is not null
-    on conflict do nothing
+    on conflict (org_id, user_id, key) do update set reply_id = excluded.reply_id
+    -- Of the turn whose place this one takes, because its provider was busy. See turn_by_key.
+    where turn_keys.reply_id = %(replaces)s::uuid and turn_keys.asked = excluded.asked
     returning reply_id
 ),
 admitted as (

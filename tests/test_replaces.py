@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -25,7 +26,7 @@ from house import (
 from serving import StartServer
 from support import Gated, RawClient, Rows, Tenant, events, eventually, post, says
 
-from app.models import Conversation, Message, Usage
+from app.models import Conversation, Message, Model, ModelBusy, Piece, Usage
 from app.storage.db import DatabaseAway
 from app.storage.store import STORE
 
@@ -47,6 +48,18 @@ class Echo:
     async def __call__(self, conversation: Conversation) -> AsyncIterator[str]:
         self.given.append(list(conversation.messages))
         yield f"To {conversation.messages[-1].content}"
+
+
+def unless(failures: list[Exception], model: Model) -> Model:
+    """Return a model that fails so, once for each, before it is the other."""
+
+    async def sometimes(conversation: Conversation) -> AsyncIterator[Piece]:
+        while failures:
+            raise failures.pop()
+        async for piece in model(conversation):
+            yield piece
+
+    return sometimes
 
 
 def turns(*questions: str) -> list[Message]:
@@ -194,6 +207,47 @@ async def test_history_is_limited_to_what_is_before_what_is_replaced(
     await chat.ask("One", "Two", "Three", "Four")
     await chat.ask("Three again", replaces=chat.ids()[4], last=chat.ids()[-1])
     assert model.given[-1] == turns("Two", "Three again")
+
+
+async def test_key_of_a_turn_whose_provider_was_busy_asks_anew_in_the_place_of_that_turn(
+    start_server: StartServer, rows: Rows, tenant: Tenant, model: Echo
+) -> None:
+    busy: list[Exception] = []
+    servers = [await start_server(model=unless(busy, model)) for _ in range(2)]
+    chat = Chat(servers[0], rows, tenant)
+    await chat.ask("One", "Two")
+    again = {"replaces": chat.ids()[2], "path": "/chat", "headers": KEY}
+    # What it was to replace is gone when it is sent again, and again.
+    for _ in range(2):
+        busy.append(ModelBusy("529"))
+        status, body = await answer(await chat.send("Two again", **again))
+        assert (status, body["error"]) == (503, "Model busy")
+        assert [content for _, _, content in chat.said()] == ["One", "To One", "Two again", ""]
+
+    async def send_at(i: int) -> tuple[int, dict[str, Any]]:
+        chat.server = servers[i % 2]
+        return await answer(await chat.send("Two again", **again))
+
+    answers = await asyncio.gather(*map(send_at, range(10)))
+    assert {(status, body["reply"]) for status, body in answers} == {(200, "To Two again")}
+    assert chat.said() == stored("One", "Two again")
+    assert {body["message_id"] for _, body in answers} == {chat.ids()[-1]}
+    assert rows("select reply_id::text from turn_keys where org_id = %s", tenant.org_id) == [(chat.ids()[-1],)]
+
+
+async def test_key_of_a_busy_turn_replaces_nothing_that_was_asked_after_it(
+    start_server: StartServer, rows: Rows, tenant: Tenant, model: Echo
+) -> None:
+    busy: list[Exception] = []
+    chat = Chat(await start_server(model=unless(busy, model)), rows, tenant)
+    await chat.ask("One")
+    again = {"replaces": chat.ids()[0], "headers": KEY}
+    busy.append(ModelBusy("529"))
+    assert (await chat.refused("One again", **again))[0] == 503
+    await chat.ask("Two")
+    before = chat.ids()
+    assert await chat.refused("One again", **again) == (409, GONE_ON)
+    assert chat.ids() == before
 
 
 async def test_reply_that_is_replaced_is_no_more(chat: Chat) -> None:

@@ -190,7 +190,7 @@ async def use_all(store: Store, tenant: Tenant) -> None:
     found = await store.reply_find(**caller, reply_id=reply_id)
     assert found is not None
     assert (found.content, found.status, found.reason) == ("One two", "complete", "length")
-    earlier = await store.turn_by_key(**caller, key="key", asked=b"Hi")
+    earlier = await store.turn_by_key(**caller, key="key", asked=b"Hi", replaces=None)
     assert earlier is not None
     assert (earlier.reply_id, earlier.same) == (reply_id, True)
     _, undone_id = await turns.open(chat_id)
@@ -220,8 +220,14 @@ async def use_all(store: Store, tenant: Tenant) -> None:
     assert (await store.server_call(**bells)).rung == 1
     assert (await store.ticket_sweep(age_s=0.0)).forgotten
     assert (await store.turn_key_sweep(age_s=0.0)).forgotten
-    _, last_id = await turns.open(chat_id, replaces=reply_id)
+    _, busy_id = await turns.open(chat_id, key="key", replaces=reply_id)
     assert await store.reply_find(**caller, reply_id=reply_id) is None
+    busy = ours | {"reply_id": busy_id}
+    assert await store.turn_close(**busy, content="", status="failed", reason="busy", **cost)
+    earlier = await store.turn_by_key(**caller, key="key", asked=b"Hi", replaces=reply_id)
+    assert earlier is not None
+    assert (earlier.reply_id, earlier.to_replace) == (busy_id, True)
+    _, last_id = await turns.open(chat_id, key="key", replaces=busy_id)
     assert await store.turn_close(
         **ours | {"reply_id": last_id}, content="", status="stopped", reason=None, **cost
     )

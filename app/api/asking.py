@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from uuid import uuid4
 
 from aiohttp import web
@@ -10,7 +11,7 @@ from app.api.identity import CALLER, refuse_caller
 from app.api.inputs import Question
 from app.api.limits import LIMITS, Limits
 from app.api.sim import SIMULATOR
-from app.api.usage import RATE_LIMIT, rate_limit, too_short
+from app.api.usage import note_left, too_short
 from app.errors import ApiError, undone, unknown_chat
 from app.replies.elsewhere import ELSEWHERE
 from app.replies.mirrors import MIRRORS
@@ -32,37 +33,37 @@ async def ask(
         ApiError: 402, the budget is spent; 403, no user of the org; 404, no such chat; 409, its reply runs, it has
             gone on, or the key was used otherwise; 429 or 503, no room for the turn; 503, the database is away.
     """
-    app, caller, running_id = request.app, request[CALLER], None
-    row = {**question.place(), "key": key, "asked": (asked := question.digest() if key else None)}
+    app, caller = request.app, request[CALLER]
+    row = {**question.place(), "key": key, "asked": question.digest() if key else None}
     try:
         app[LIMITS].admit(caller)
         converse = app[SIMULATOR].admit(caller, key, question.sim, question.digest, client.reads_along)
     except ApiError:
         # There is room for what is no new turn.
-        if (reply := await attach_earlier(request, client, key, asked)) is None:
+        if (reply := await attach_earlier(request, client, row)) is None:
             raise
         return reply
     for _ in range(ASK_TRIES):
         opened = await app[TURNS].open(caller, question.message, str(uuid4()), client, window_s, converse, **row)
-        # Not where the key is an earlier turn's: what this one would have left is not what is left.
-        if opened.budgets and (opened.chat_id is not None or opened.short is not None):
-            request[RATE_LIMIT] = rate_limit(opened.budgets)
+        note_left(request, opened)
         if client.reply is not None:
             return app[SIMULATOR].noted(client.reply, question.sim)
-        if (reply := await attach_earlier(request, client, key, asked)) is not None:
+        replaces = row["replaces"]
+        if (reply := await attach_earlier(request, client, row)) is not None:
             app[LIMITS].give_back(caller)
             return reply
+        if row["replaces"] != replaces:
+            continue
         refuse_question(opened, app[LIMITS])
-        running_id, home_id = opened.running_id, opened.running_server_id
-        if running_id is None or home_id is None:
+        if opened.running_id is None or opened.running_server_id is None:
             # Others of the chat come first again and again; else the key has just become free.
             if opened.overtaken:
                 break
         elif question.replaces is not None:
-            await app[ELSEWHERE].stop_for_good(caller, running_id)
-        elif not await app[ELSEWHERE].make_way(caller, running_id, home_id):
+            await app[ELSEWHERE].stop_for_good(caller, opened.running_id)
+        elif not await app[ELSEWHERE].make_way(caller, opened.running_id, opened.running_server_id):
             break
-    raise reply_runs(running_id) if running_id or opened.overtaken else undone()
+    raise reply_runs(opened.running_id) if opened.running_id or opened.overtaken else undone()
 
 
 def refuse_question(opened: OpenedTurn, limits: Limits) -> None:
@@ -79,22 +80,25 @@ def refuse_question(opened: OpenedTurn, limits: Limits) -> None:
         raise too_short(opened.short)
 
 
-async def attach_earlier(
-    request: web.Request, client: Client, key: str | None, asked: bytes | None
-) -> Reply | None:
+async def attach_earlier(request: web.Request, client: Client, row: dict[str, Any]) -> Reply | None:
     """Let `client` read the reply that the key has opened before; return None if there is none, or it was busy.
+
+    What a busy one has replaced is gone, so that `row` is then to replace that one.
 
     Raises:
         ApiError: 409, the key was used for another question; 503, the reply may be taken back.
     """
-    caller = request[CALLER]
-    earlier = key and await request.app[STORE].turn_by_key(**caller._asdict(), key=key, asked=asked)
+    given = request[CALLER]._asdict() | {name: row[name] for name in ("key", "asked", "replaces")}
+    earlier = row["key"] and await request.app[STORE].turn_by_key(**given)
     if not earlier:
         return None
     if not earlier.same:
         message = "The Idempotency-Key was used for another question, expected a new one for each."
         raise ApiError(409, "Key reused", message, details={"message_id": earlier.reply_id})
-    reply = await request.app[ELSEWHERE].attach(caller, earlier.reply_id, client)
+    if earlier.to_replace:
+        row |= {"replaces": earlier.reply_id, "last": None}
+        return None
+    reply = await request.app[ELSEWHERE].attach(request[CALLER], earlier.reply_id, client)
     if reply is None or not await request.app[MIRRORS].is_known(reply):
         raise undone()
     return reply

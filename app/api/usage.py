@@ -10,7 +10,7 @@ from aiohttp import web
 from app.api.history import refuse_stranger
 from app.api.identity import CALLER
 from app.errors import ApiError
-from app.storage.store import STORE
+from app.storage.store import STORE, OpenedTurn
 
 # The header fields of an answer to a question to which budgets apply.
 RATE_LIMIT: web.RequestKey[dict[str, str]] = web.RequestKey("rate_limit", dict)
@@ -31,6 +31,13 @@ async def read_usage(request: web.Request) -> web.Response:
             "budgets": row.budgets,
         }
     )
+
+
+def note_left(request: web.Request, opened: OpenedTurn) -> None:
+    """Let the answer to a question say what is left."""
+    # Not where the key is an earlier turn's: what this one would have left is not what is left.
+    if opened.budgets and (opened.chat_id is not None or opened.short is not None):
+        request[RATE_LIMIT] = rate_limit(opened.budgets)
 
 
 def rate_limit(budgets: Sequence[dict[str, Any]]) -> dict[str, str]:
