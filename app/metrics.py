@@ -27,6 +27,7 @@ from prometheus_client.utils import floatToGoString
 
 from app.api.identity import asked_host, is_own
 from app.api.limits import Limits
+from app.api.middleware import expect
 from app.errors import StartError
 from app.models.timed import Histogram, Timings
 from app.replies.guard import Guard
@@ -137,7 +138,7 @@ async def shown(metrics: Metrics, settings: Settings) -> AsyncIterator[None]:
         return web.Response(body=generate_latest(registry), headers=headers)
 
     app = web.Application()
-    app.router.add_get("/metrics", show)
+    app.router.add_get("/metrics", show, expect_handler=expect)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
     await runner.setup()
     try:

@@ -38,6 +38,7 @@ class Page:
     """Where a server of this process shows its metrics."""
 
     def __init__(self, address: str) -> None:
+        self.address = address
         self.url = f"http://{address}/metrics"
 
     async def read(self, **headers: str) -> tuple[int, str]:
@@ -224,6 +225,15 @@ async def test_page_under_a_name_that_resolves_to_this_machine_reads_no_metrics(
     told, text = await page_of().read(Host=host)
     assert told == status
     assert ("chat_replies_running" in text) == (status == 200)
+
+
+async def test_expectation_that_is_no_text_is_ignored(start_server: StartServer, page_of: Any) -> None:
+    await start_server(metrics_port=0)
+    host, _, port = page_of().address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nExpect: \xff\r\n\r\n")
+    assert (await reader.read()).startswith(b"HTTP/1.1 200 OK\r\n")
+    writer.close()
 
 
 async def test_there_is_nothing_but_the_page_and_nothing_of_it_at_the_servers_own_port(
