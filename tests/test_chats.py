@@ -249,6 +249,25 @@ async def test_deleted_chat_is_gone_and_what_it_cost_is_not(
         assert await response.json() == before
 
 
+async def test_chat_that_was_put_back_from_a_backup_is_deleted_again(
+    client: TestClient, rows: Rows, tenant: Tenant
+) -> None:
+    chat_id = await say(client, tenant, "Hi")
+    rows("create temp table kept_chats as select * from chats where id = %s", chat_id)
+    rows("create temp table kept_messages as select * from messages where chat_id = %s", chat_id)
+    costs = []
+    for _ in range(2):
+        async with client.delete(f"/chats/{chat_id}", headers=tenant.headers) as response:
+            assert response.status == 204
+        assert left(rows, chat_id) == (0, 0)
+        costs.append(rows("select * from deleted_replies where org_id = %s", tenant.org_id))
+        rows("insert into chats select * from kept_chats")
+        rows("insert into messages select * from kept_messages")
+    assert costs[0] == costs[1]
+    assert len(costs[0]) == 1
+    rows("drop table kept_chats, kept_messages")
+
+
 @pytest.mark.usefixtures("often")
 async def test_reply_that_runs_in_a_deleted_chat_is_stopped_for_all_its_readers(
     start_server: StartServer, rows: Rows, tenant: Tenant, elsewhere: bool

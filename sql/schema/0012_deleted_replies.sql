@@ -25,7 +25,9 @@ begin
     select org_id, id, user_id, created_at, input_tokens, output_tokens, budgets, charged
     from gone
     -- One that still runs costs nothing: see messages_give_back.
-    where user_id is not null and finished_at is not null;
+    where user_id is not null and finished_at is not null
+    -- One that was put back from a backup, and is deleted again, has cost no more.
+    on conflict do nothing;
     return null;
 end
 $$;
