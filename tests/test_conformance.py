@@ -1,0 +1,288 @@
+"""Conformance: the clients that the documents show are whole, and what a client does wrong is said."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conformance.__main__ import chosen, judge, main
+from tests.conformance.judge import Evidence, Finding, Row, Run, Seen, verdict
+from tests.conformance.rig import MESSAGE, Rig, running, text_of
+from tests.conformance.scenarios import FULL, GROUPS, QUICK, SCENARIOS, TEXT
+
+ROOT = Path(__file__).parent.parent
+CLIENTS = ROOT / "tests/conformance/clients"
+PYTHON = [sys.executable]
+
+WHOLE = text_of(TEXT)
+
+
+def node() -> list[str]:
+    path = shutil.which("node") or shutil.which("nodejs")
+    if path is None:
+        pytest.skip("LEFT OUT: there is no node (Debian: apt-get install nodejs)")
+    return [path]
+
+
+@pytest.fixture
+async def rig(postgres_url: str) -> AsyncIterator[Rig]:
+    async with running(postgres_url, QUICK) as rig:
+        yield rig
+
+
+# ---- Clients
+
+
+@pytest.mark.parametrize(
+    ("program", "client", "has_no"),
+    [
+        (lambda: PYTHON, "readme.py", {"acts/stop", "acts/early"}),
+        (node, "readme.mjs", set()),
+        (node, "sse.mjs", set()),
+    ],
+    ids=["web/README.md", "README.md", "web/sse.js"],
+)
+async def test_client_that_is_shown_survives_all(
+    postgres_url: str, program: Callable[[], list[str]], client: str, has_no: set[str]
+) -> None:
+    outcomes = await judge(postgres_url, [*program(), str(CLIENTS / client)], SCENARIOS, QUICK)
+    said = {scenario.name: finding for scenario, finding, _ in outcomes if finding.verdict != "PASS"}
+    no_stop = Finding("WEAK", "it did not stop the reply: no DELETE came")
+    assert said == dict.fromkeys(has_no, no_stop)
+
+
+# Takes the end of a stream for the end of the reply, has no key, and asks again whatever it was told.
+NAIVE = """
+import json, os, sys, urllib.request
+
+def ask():
+    body = {"message": os.environ["CHAT_MESSAGE"], "sim": os.environ["CHAT_SIM"]}
+    headers = {"x-org-id": os.environ["CHAT_ORG"], "x-user-id": os.environ["CHAT_USER"]}
+    headers["content-type"] = "application/json"
+    url = os.environ["CHAT_URL"] + "/chat/stream"
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=9) as stream:
+        while data := stream.read1():
+            for line in data.decode("latin-1").splitlines():
+                if line.startswith("data: "):
+                    sys.stdout.write(json.loads(line[6:]).get("token", ""))
+
+try:
+    ask()
+except OSError:
+    ask()
+"""
+
+
+async def test_naive_client_is_told_what_it_does_wrong(rig: Rig, tmp_path: Path) -> None:
+    client = tmp_path / "naive.py"
+    client.write_text(NAIVE)
+    names = ("bytes/plain", "errors/401", "errors/429", "errors/failed", "cuts/answer", "cuts/done", "acts/again")
+    scenarios = [scenario for name in names for scenario in chosen(name)]
+    found = await asyncio.gather(*(rig.judge(scenario, [*PYTHON, str(client)]) for scenario in scenarios))
+    said = {scenario.name: finding.why for scenario, finding in zip(scenarios, found, strict=True)}
+    text = len(WHOLE)
+    assert said.pop("errors/429").endswith(f" s, was told {QUICK.retry_after_s} s")
+    assert said.pop("errors/401").startswith("its exit code is 1, expected 0 or 3: urllib.error.HTTPError")
+    part = len(text_of("words=20"))
+    assert said == {
+        "bytes/plain": "",
+        "errors/failed": f"it takes {part} of {text} characters for the whole",
+        "cuts/answer": "it asked 2 questions, expected the one once",
+        "cuts/done": "it takes the end of a stream for the end of the reply",
+        "acts/again": "it asked 2 questions, expected the one once",
+    }
+
+
+# ---- The judge
+
+
+def evidence(printed: str = WHOLE, code: int | None = 0, **more: Any) -> Evidence:
+    """Return that of a client which asks, reads and ends well, but for what is given."""
+    given = {
+        "message": MESSAGE,
+        "text": WHOLE,
+        "stop_after": None,
+        "retry_after_s": 2.0,
+        "limit_s": 20.0,
+        "runs": [Run(printed, code, "first\nlast\n\n", 10.0)],
+        "seen": [asked(0.0)],
+        "rows": [Row("user", MESSAGE, "complete"), Row("assistant", WHOLE, "complete")],
+    }
+    return Evidence(**given | more)
+
+
+def asked(came_s: float, over_s: float = 1.0) -> Seen:
+    return Seen("POST", None, True, came_s, 200, over_s)
+
+
+def came(offset: int) -> Seen:
+    return Seen("GET", offset, False, 2.0, 200, 3.0)
+
+
+def deleted(came_s: float) -> Seen:
+    return Seen("DELETE", None, False, came_s, 200, came_s)
+
+
+HALF = WHOLE[:50]
+STOPPED = [Row("user", MESSAGE, "complete"), Row("assistant", HALF, "stopped")]
+
+
+@pytest.mark.parametrize(
+    ("scenario", "seen_so", "expected"),
+    [
+        ("bytes/plain", evidence(), ("PASS", "")),
+        ("bytes/plain", evidence(HALF), ("FAIL", f"it takes 50 of {len(WHOLE)} characters for the whole")),
+        ("bytes/plain", evidence(HALF, 3), ("WEAK", f"it gave up at 50 of {len(WHOLE)} characters")),
+        ("bytes/plain", evidence(code=None), ("FAIL", "it still ran after 20 s")),
+        ("bytes/plain", evidence(code=-11), ("FAIL", "its exit code is -11, expected 0 or 3: last")),
+        (
+            "bytes/plain",
+            evidence(HALF + "x" * 30, 3),
+            ("FAIL", f"it shows what was not said, from character 50 on: {'x' * 20!r}, expected {WHOLE[50:70]!r}"),
+        ),
+        (
+            "bytes/plain",
+            evidence(WHOLE + WHOLE, 3),
+            ("FAIL", f"it shows what was not said, from character {len(WHOLE)} on: {WHOLE[:20]!r}, expected ''"),
+        ),
+        ("bytes/plain", evidence(seen=[]), ("FAIL", "it asked nothing")),
+        (
+            "bytes/plain",
+            evidence(rows=[Row("user", "Hi", "complete")]),
+            ("FAIL", f"it asked 'Hi', expected {MESSAGE!r}"),
+        ),
+        ("time/dead", evidence(HALF, None), ("WEAK", "it still waited after 20 s")),
+        ("time/dead", evidence(HALF + "x", None), ("FAIL", None)),
+        ("errors/429", evidence(seen=[asked(0.0), asked(3.0)]), ("PASS", "")),
+        (
+            "errors/429",
+            evidence(seen=[asked(0.0), asked(2.5)]),
+            ("FAIL", "it asked again after 1.5 s, was told 2 s"),
+        ),
+        ("errors/429", evidence("", 3), ("WEAK", f"it gave up at 0 of {len(WHOLE)} characters")),
+        ("errors/401", evidence("", 3, rows=[]), ("PASS", "")),
+        (
+            "errors/401",
+            evidence("", 3, rows=[], seen=[asked(0.0), asked(1.0)]),
+            ("FAIL", "it sent the question 2 times, expected once"),
+        ),
+        ("errors/failed", evidence(HALF, 3, rows=STOPPED), ("PASS", "")),
+        ("errors/failed", evidence("", 3, rows=STOPPED), ("FAIL", "it shows 0 of the 50 characters that came")),
+        ("cuts/middle", evidence(seen=[asked(0.0), came(50)]), ("PASS", "")),
+        ("cuts/middle", evidence(seen=[asked(0.0), came(0)]), ("WEAK", None)),
+        ("cuts/middle", evidence(seen=[asked(0.0), asked(2.0)]), ("WEAK", None)),
+        ("cuts/done", evidence(), ("FAIL", "it takes the end of a stream for the end of the reply")),
+        ("cuts/beyond", evidence(HALF + HALF, 3), ("PASS", "")),
+        ("cuts/beyond", evidence(HALF + HALF, 0), ("FAIL", None)),
+        (
+            "acts/stop",
+            evidence(HALF, 3, rows=STOPPED, stop_after=50, seen=[asked(0.0), deleted(9.0)]),
+            ("PASS", ""),
+        ),
+        ("acts/stop", evidence(), ("WEAK", "it did not stop the reply: no DELETE came")),
+        (
+            "acts/stop",
+            evidence(seen=[asked(0.0), deleted(9.0)]),
+            ("WEAK", "its Stop came too late: the reply is complete"),
+        ),
+        (
+            "acts/stop",
+            evidence(HALF, 3, rows=STOPPED, stop_after=51, seen=[asked(0.0), deleted(9.0)]),
+            ("FAIL", "it shows 50 characters, and stopped at 51"),
+        ),
+        (
+            "acts/stop",
+            evidence(HALF, 3, rows=STOPPED, stop_after=50, seen=[asked(0.0), deleted(4.0)]),
+            ("FAIL", "it went on for 6.0 s after Stop"),
+        ),
+        (
+            "acts/early",
+            evidence("", 3, rows=STOPPED, stop_after=0, seen=[asked(0.0), deleted(9.0)]),
+            ("FAIL", "it stopped 9.0 s after it was to"),
+        ),
+    ],
+)
+def test_verdict(scenario: str, seen_so: Evidence, expected: tuple[str, str | None]) -> None:
+    [found] = chosen(scenario)
+    worst, why = verdict(seen_so, found.checks)
+    assert (worst, why if expected[1] is not None else None) == expected
+
+
+def test_scenarios_are_of_the_groups_and_named_once() -> None:
+    assert list(dict.fromkeys(scenario.group for scenario in SCENARIOS)) == list(GROUPS)
+    assert len({scenario.name for scenario in SCENARIOS}) == len(SCENARIOS)
+    assert FULL.long_s == 20
+
+
+def test_cut_after_characters_of_two_utf_16_units_is_after_some() -> None:
+    # White space is an event of its own: 40 of them are 20 words.
+    assert max(text_of("text=unicode words=20")) > "\uffff"
+
+
+# ---- The command
+
+
+def test_command_says_pass_and_weak_a_line_each_and_writes_junit(
+    postgres_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client, file = shlex.join([*PYTHON, str(CLIENTS / "readme.py")]), tmp_path / "junit.xml"
+    args = ("--quick", "--only=bytes/bom acts/early", f"--junit={file}", f"--database={postgres_url}", client)
+    for more, exit_code, counts in (((), 0, ("0", "1")), (("--strict",), 1, ("1", "0"))):
+        assert main([*more, *args]) == exit_code
+        out, err = capsys.readouterr()
+        assert err == ""
+        one, other, summary = out.splitlines()
+        assert re.fullmatch(r"PASS  bytes/bom +\d+\.\d s  a byte order mark comes first", one)
+        assert other.startswith("WEAK  acts/early ")
+        assert other.endswith(" Stop before the first word: it did not stop the reply: no DELETE came")
+        assert summary == "1 of 2 passed, 1 weak, 0 failed"
+        suite = ET.parse(file).getroot()
+        assert [suite.get(name) for name in ("name", "tests", "failures", "skipped")] == [client, "2", *counts]
+        assert [(case.get("name"), len(case)) for case in suite] == [("bytes/bom", 0), ("acts/early", 1)]
+
+
+def test_client_that_is_none_is_told_in_a_line(
+    postgres_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mute = tmp_path / "mute.py"
+    mute.write_text(NAIVE.replace("sys.stdout.write", "str"))
+    for client, said in (
+        (
+            "no-such-program",
+            "the client is 'no-such-program', expected a command: there is no program of that name",
+        ),
+        ("", "the client is '', expected a command: there is no program of that name"),
+        ("node 'client.js", 'the client is "node \'client.js", expected a command: No closing quotation'),
+        ("true", "the client sent no request to CHAT_URL; its exit code is 0, "),
+        (
+            shlex.join([*PYTHON, str(mute)]),
+            "the client printed nothing, expected the reply; it was answered [200], ",
+        ),
+    ):
+        assert main([f"--database={postgres_url}", "--quick", client]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith(said)
+        assert err.count("\n") == 1
+    assert main(["--only=cut", "true"]) == 2
+    assert capsys.readouterr().err.startswith(
+        f"--only names 'cut', expected some of: {', '.join(GROUPS)}, bytes/plain"
+    )
+
+
+def test_help_names_what_a_client_is_given() -> None:
+    command = [*PYTHON, "-m", "tests.conformance", "--help"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    given = re.findall(r'"(CHAT_\w+)"', (ROOT / "tests/conformance/rig.py").read_text())
+    assert set(re.findall(r"\bCHAT_\w+", shown)) == set(given)
