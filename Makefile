@@ -4,12 +4,15 @@
 # make bench  this server beside its peers, about 15 minutes (QUICK=1: 1, SMOKE=1: seconds); needs a C compiler, better
 #             also Node
 # make faults kills, cuts and floods it for half an hour
+# make conformance CLIENT='node client.js'  what your client makes of broken streams (ONLY=cuts: of some)
 # make lint   ruff and mypy
 
 PYTHON ?= python3
 PORT ?= 3000
 BROWSER ?= 1
 export PORT
+# To the shell as it is, whatever quotes are in it.
+export CLIENT
 
 # Each file of tests in one process, so that its tests share a PostgreSQL or a browser.
 AT_ONCE := -n 2 --dist loadfile
@@ -18,7 +21,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.cfg pyproject.toml
 
-.PHONY: run test smoke bench faults lint clean
+.PHONY: run test smoke bench faults conformance lint clean
 
 run: $(VENV)/run.done
 	@exec $(BIN)/python -m app
@@ -41,6 +44,9 @@ bench: $(VENV)/bench.done
 
 faults: $(VENV)/faults.done
 	@FAULTS=full $(BIN)/python -m pytest tests/faults $(ARGS)
+
+conformance: $(VENV)/run.done
+	@$(BIN)/python -m tests.conformance $(if $(ONLY),--only '$(ONLY)') $(ARGS) "$$CLIENT"
 
 lint: $(VENV)/lint.done
 	@$(BIN)/ruff check .

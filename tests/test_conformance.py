@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_readme import DOCUMENTS
 
 from tests.conformance.__main__ import chosen, judge, main
 from tests.conformance.judge import Evidence, Finding, Row, Run, Seen, verdict
@@ -38,6 +39,10 @@ def node() -> list[str]:
 async def rig(postgres_url: str) -> AsyncIterator[Rig]:
     async with running(postgres_url, QUICK) as rig:
         yield rig
+
+
+def given_to_clients() -> list[str]:
+    return re.findall(r'"(CHAT_\w+)"', (ROOT / "tests/conformance/rig.py").read_text())
 
 
 # ---- Clients
@@ -93,7 +98,9 @@ async def test_naive_client_is_told_what_it_does_wrong(rig: Rig, tmp_path: Path)
     said = {scenario.name: finding.why for scenario, finding in zip(scenarios, found, strict=True)}
     text = len(WHOLE)
     assert said.pop("errors/429").endswith(f" s, was told {QUICK.retry_after_s} s")
-    assert said.pop("errors/401").startswith("its exit code is 1, expected 0 or 3: urllib.error.HTTPError")
+    assert said.pop("errors/401").startswith(
+        "its exit code is 1, expected 0 or 3; its last line: 'urllib.error.HTTPError"
+    )
     part = len(text_of("words=20"))
     assert said == {
         "bytes/plain": "",
@@ -145,7 +152,11 @@ STOPPED = [Row("user", MESSAGE, "complete"), Row("assistant", HALF, "stopped")]
         ("bytes/plain", evidence(HALF), ("FAIL", f"it takes 50 of {len(WHOLE)} characters for the whole")),
         ("bytes/plain", evidence(HALF, 3), ("WEAK", f"it gave up at 50 of {len(WHOLE)} characters")),
         ("bytes/plain", evidence(code=None), ("FAIL", "it still ran after 20 s")),
-        ("bytes/plain", evidence(code=-11), ("FAIL", "its exit code is -11, expected 0 or 3: last")),
+        (
+            "bytes/plain",
+            evidence(code=-11),
+            ("FAIL", "its exit code is -11, expected 0 or 3; its last line: 'last'"),
+        ),
         (
             "bytes/plain",
             evidence(HALF + "x" * 30, 3),
@@ -225,6 +236,13 @@ def test_scenarios_are_of_the_groups_and_named_once() -> None:
     assert FULL.long_s == 20
 
 
+def test_scenarios_are_those_of_the_document() -> None:
+    part = DOCUMENTS["tests/README.md"].split("\n## Conformance of a client\n")[1].split("\n## ")[0]
+    assert f"of {len(SCENARIOS)} scenarios" in part
+    assert re.findall(r"^\| `([a-z]+)` \|", part, re.MULTILINE) == list(GROUPS)
+    assert set(re.findall(r"`(CHAT_\w+)`", part)) == set(given_to_clients())
+
+
 def test_cut_after_characters_of_two_utf_16_units_is_after_some() -> None:
     # White space is an event of its own: 40 of them are 20 words.
     assert max(text_of("text=unicode words=20")) > "\uffff"
@@ -262,7 +280,7 @@ def test_client_that_is_none_is_told_in_a_line(
             "no-such-program",
             "the client is 'no-such-program', expected a command: there is no program of that name",
         ),
-        ("", "the client is '', expected a command: there is no program of that name"),
+        ("", "there is no client, expected a command: 'node client.js'"),
         ("node 'client.js", 'the client is "node \'client.js", expected a command: No closing quotation'),
         ("true", "the client sent no request to CHAT_URL; its exit code is 0, "),
         (
@@ -284,5 +302,4 @@ def test_client_that_is_none_is_told_in_a_line(
 def test_help_names_what_a_client_is_given() -> None:
     command = [*PYTHON, "-m", "tests.conformance", "--help"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout
-    given = re.findall(r'"(CHAT_\w+)"', (ROOT / "tests/conformance/rig.py").read_text())
-    assert set(re.findall(r"\bCHAT_\w+", shown)) == set(given)
+    assert set(re.findall(r"\bCHAT_\w+", shown)) == set(given_to_clients())

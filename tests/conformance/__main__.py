@@ -20,7 +20,7 @@ from typing import NamedTuple
 from app.storage.embedded import postgres
 from app.storage.migrate import migrate
 
-from .judge import Finding
+from .judge import Finding, last_line
 from .rig import AT_ONCE, Rig, running
 from .scenarios import FULL, GROUPS, QUICK, SCENARIOS, Pace, Scenario
 
@@ -83,6 +83,8 @@ def main(args: Sequence[str] | None = None) -> int:
     except NoClient as exc:
         print(exc, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     report(outcomes)
     if options.junit:
         options.junit.write_text(junit(outcomes, options.client, options.strict), "utf-8")
@@ -94,7 +96,9 @@ def command_of(client: str) -> list[str]:
         command = shlex.split(client)
     except ValueError as exc:
         raise NoClient(f"the client is {client!r}, expected a command: {exc}") from None
-    if not command or shutil.which(command[0]) is None:
+    if not command:
+        raise NoClient("there is no client, expected a command: 'node client.js'")
+    if shutil.which(command[0]) is None:
         raise NoClient(f"the client is {client!r}, expected a command: there is no program of that name")
     return command
 
@@ -143,7 +147,7 @@ async def try_out(rig: Rig, command: Sequence[str]) -> None:
     [plain] = chosen("bytes/plain")
     evidence = await rig.run(plain, command)
     [run] = evidence.runs
-    said = f"its exit code is {run.code}, its last line {(run.stderr or run.printed).strip().splitlines()[-1:]}"
+    said = f"its exit code is {run.code}, its last line {last_line(run.stderr or run.printed)!r}"
     if not evidence.seen:
         raise NoClient(f"the client sent no request to CHAT_URL; {said}")
     if not run.printed:
@@ -209,7 +213,7 @@ def junit(outcomes: Sequence[Outcome], client: str, strict: bool) -> str:
         case = ET.SubElement(suite, "testcase", classname=scenario.group, name=scenario.name, time=f"{took_s:.3f}")
         if finding.verdict != "PASS":
             ET.SubElement(case, "failure" if fails(outcome, strict) else "skipped", message=finding.why)
-    return ET.tostring(ET.ElementTree(suite).getroot(), encoding="unicode", xml_declaration=True)
+    return str(ET.tostring(suite, encoding="unicode", xml_declaration=True))
 
 
 if __name__ == "__main__":

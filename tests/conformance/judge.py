@@ -96,7 +96,9 @@ def difference(printed: str, text: str) -> str:
 
 
 def last_line(text: str) -> str:
-    return next((line.strip()[:120] for line in reversed(text.splitlines()) if line.strip()), "nothing on stderr")
+    line = next((line.strip()[:120] for line in reversed(text.splitlines()) if line.strip()), "")
+    # Neither for terminals nor for XML.
+    return "".join(char if char.isprintable() else "?" for char in line)
 
 
 # ---- Of every client
@@ -107,7 +109,9 @@ def ended(evidence: Evidence) -> Iterator[Finding]:
         if run.code is None:
             yield Finding("FAIL", f"it still ran after {evidence.limit_s:g} s")
         elif run.code not in (COMPLETE, NOTICED):
-            yield Finding("FAIL", f"its exit code is {run.code}, expected 0 or 3: {last_line(run.stderr)}")
+            yield Finding(
+                "FAIL", f"its exit code is {run.code}, expected 0 or 3; its last line: {last_line(run.stderr)!r}"
+            )
 
 
 def ended_unless_dead(evidence: Evidence) -> Iterator[Finding]:
@@ -173,9 +177,8 @@ def asked_no_more(evidence: Evidence) -> Iterator[Finding]:
 
 
 def asked_again_after(evidence: Evidence) -> Iterator[Finding]:
-    refused, *again = evidence.questions or [None]
-    if refused and refused.over_s is not None and again:
-        waited_s = again[0].came_s - refused.over_s
+    if len(evidence.questions) > 1 and (refused_s := evidence.questions[0].over_s) is not None:
+        waited_s = evidence.questions[1].came_s - refused_s
         if waited_s < evidence.retry_after_s - EARLY_S:
             yield Finding("FAIL", f"it asked again after {waited_s:.1f} s, was told {evidence.retry_after_s:g} s")
 

@@ -18,6 +18,7 @@ from dataclasses import asdict
 import psycopg2
 from aiohttp import web
 
+from app.api.identity import Handler
 from app.models.knobs import parse
 from app.models.texts import seeded, told
 from app.server import create_app
@@ -33,6 +34,9 @@ MESSAGE = 'Tell me a story: "née" & 100 % 🙂'
 
 # `endless` ends here, as failed.
 REPLY_LIMIT_CHARS = 50_000
+
+# Of what a client prints; one that goes on waits for the pipe until it is ended.
+OUTPUT_LIMIT_BYTES = 1024 * 1024
 
 # Scenarios wait most of the time.
 AT_ONCE = 6
@@ -67,16 +71,12 @@ class Rig:
         return verdict(await self.run(scenario, command), scenario.checks)
 
     async def run(self, scenario: Scenario, command: Sequence[str]) -> Evidence:
-        org_id, user_id = str(uuid.uuid4()), str(uuid.uuid4())
-        sim = scenario.sim.format(**asdict(self._pace))
-        evidence = Evidence(
-            MESSAGE, text_of(sim), scenario.stop_after, self._pace.retry_after_s, self._pace.limit_s
-        )
+        pace, org_id, user_id = self._pace, str(uuid.uuid4()), str(uuid.uuid4())
+        sim = scenario.sim.format(**asdict(pace))
+        evidence = Evidence(MESSAGE, text_of(sim), scenario.stop_after, pace.retry_after_s, pace.limit_s)
         with self._connect() as cursor:
             cursor.execute("insert into orgs (id, name) values (%s, 'Conformance')", [org_id])
-            cursor.execute(
-                "insert into users (org_id, id, email) values (%s, %s, 'client@example.com')", [org_id, user_id]
-            )
+            cursor.execute("insert into users (org_id, id, email) values (%s, %s, '')", [org_id, user_id])
         async with self._port(scenario, evidence.seen) as port:
             environ = {
                 "CHAT_URL": f"http://127.0.0.1:{port}",
@@ -85,15 +85,12 @@ class Rig:
                 "CHAT_ORG": org_id,
                 "CHAT_USER": user_id,
                 "CHAT_KEY": str(uuid.uuid4()),
-                "CHAT_SILENCE_S": f"{self._pace.silence_s:g}",
+                "CHAT_SILENCE_S": f"{pace.silence_s:g}",
             }
             if scenario.stop_after is not None:
                 environ["CHAT_STOP_AFTER"] = str(scenario.stop_after)
             runs = [self._run_client(command, environ) for _ in range(scenario.runs)]
-            if scenario.at_once:
-                evidence.runs += await asyncio.gather(*runs)
-            else:
-                evidence.runs += [await run for run in runs]
+            evidence.runs += await asyncio.gather(*runs) if scenario.at_once else [await run for run in runs]
         with self._connect() as cursor:
             cursor.execute(
                 "select role, content, status from messages where org_id = %s order by position", [org_id]
@@ -125,7 +122,7 @@ class Rig:
         loop = asyncio.get_running_loop()
         process = await asyncio.create_subprocess_exec(
             *command,
-            env=os.environ | environ,
+            env={name: value for name, value in os.environ.items() if not name.startswith("CHAT_")} | environ,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -134,14 +131,16 @@ class Rig:
         )
         assert process.stdout
         assert process.stderr
-        reading = asyncio.gather(process.stdout.read(), process.stderr.read())
+        reading = asyncio.gather(read_most(process.stdout), read_most(process.stderr))
         code: int | None = None
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._pace.limit_s):
-                code = await process.wait()
-        over_s = loop.time()
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._pace.limit_s):
+                    code = await process.wait()
+            over_s = loop.time()
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
         printed, stderr = (data.decode("utf-8", "replace") for data in await reading)
         # A line's end after it is not the reply's: none ends in one.
@@ -150,7 +149,7 @@ class Rig:
     # ---- What the server saw
 
     @web.middleware
-    async def _note(self, request: web.Request, handler: web.RequestHandler) -> web.StreamResponse:  # type: ignore[type-arg]
+    async def _note(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         loop = asyncio.get_running_loop()
         is_stream = request.path == "/chat/stream"
         offset = offset_of(request)
@@ -167,6 +166,13 @@ class Rig:
         if request.path == "/chat/stream" and port_of(request) in self._loses_answer and request.transport:
             self._loses_answer.discard(port_of(request))
             request.transport.abort()
+
+
+async def read_most(pipe: asyncio.StreamReader) -> bytes:
+    try:
+        return await pipe.readexactly(OUTPUT_LIMIT_BYTES)
+    except asyncio.IncompleteReadError as end:
+        return end.partial
 
 
 def port_of(request: web.Request) -> Port:

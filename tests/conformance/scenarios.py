@@ -72,6 +72,8 @@ class Scenario:
 
 
 TEXT = "words=40 gap=2ms"
+# Four seconds, in which a busy machine's Stop comes, too.
+LONG = "words=400 gap=10ms"
 
 SCENARIOS = (
     Scenario("bytes/plain", "nothing is done to it", TEXT, WHOLE),
@@ -124,9 +126,9 @@ SCENARIOS = (
         "words=12 gap=2ms dup@5 cut@done",
         (ended, is_no_whole, asked_once),
     ),
-    Scenario("acts/stop", "Stop in the middle", "words=400 gap=10ms", (*COMMON, stopped), stop_after=100),
+    Scenario("acts/stop", "Stop in the middle", LONG, (*COMMON, stopped), stop_after=100),
     Scenario(
-        "acts/early", "Stop before the first word", f"{TEXT} ttft={{long_s}}s", (*COMMON, stopped), stop_after=0
+        "acts/early", "Stop before the first word", f"{LONG} ttft={{long_s}}s", (*COMMON, stopped), stop_after=0
     ),
     Scenario("acts/again", "the same question and key once more", TEXT, WHOLE, runs=2),
     Scenario("acts/tabs", "the same question and key, in two tabs at once", TEXT, WHOLE, runs=2, at_once=True),

@@ -32,7 +32,7 @@ await fetchEventSource(`${base}/chat/stream?${query}`, {
         if (!last) throw new Error('closed'); // come back
     },
     onerror(error) {
-        if (last || error instanceof Fatal || (tries += 1) > 8) throw error;
+        if (last || error instanceof Fatal || (tries += 1) > 5) throw error;
         return error.wait * 1000 || 100 * 2 ** tries;
     },
 }).catch((error) => console.error(error.message));
