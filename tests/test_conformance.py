@@ -129,8 +129,8 @@ def evidence(printed: str = WHOLE, code: int | None = 0, **more: Any) -> Evidenc
     return Evidence(**given | more)
 
 
-def asked(came_s: float, over_s: float = 1.0) -> Seen:
-    return Seen("POST", None, True, came_s, 200, over_s)
+def asked(came_s: float, over_s: float = 1.0, status: int = 200) -> Seen:
+    return Seen("POST", None, True, came_s, status, over_s)
 
 
 def came(offset: int) -> Seen:
@@ -175,10 +175,10 @@ STOPPED = [Row("user", MESSAGE, "complete"), Row("assistant", HALF, "stopped")]
         ),
         ("time/dead", evidence(HALF, None), ("WEAK", "it still waited after 20 s")),
         ("time/dead", evidence(HALF + "x", None), ("FAIL", None)),
-        ("errors/429", evidence(seen=[asked(0.0), asked(3.0)]), ("PASS", "")),
+        ("errors/429", evidence(seen=[asked(0.0, status=429), asked(3.0, 4.0)]), ("PASS", "")),
         (
             "errors/429",
-            evidence(seen=[asked(0.0), asked(2.5)]),
+            evidence(seen=[asked(0.0, status=429), asked(2.5, 3.0)]),
             ("FAIL", "it asked again after 1.5 s, was told 2 s"),
         ),
         ("errors/429", evidence("", 3), ("WEAK", f"it gave up at 0 of {len(WHOLE)} characters")),

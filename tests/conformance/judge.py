@@ -177,9 +177,11 @@ def asked_no_more(evidence: Evidence) -> Iterator[Finding]:
 
 
 def asked_again_after(evidence: Evidence) -> Iterator[Finding]:
-    if len(evidence.questions) > 1 and (refused_s := evidence.questions[0].over_s) is not None:
-        waited_s = evidence.questions[1].came_s - refused_s
-        if waited_s < evidence.retry_after_s - EARLY_S:
+    refused_s = next((seen.over_s for seen in evidence.questions if seen.status in (429, 503)), None)
+    for seen in evidence.questions:
+        waited_s = seen.came_s - (refused_s or 0)
+        # Who asks before the answer came has not been told.
+        if refused_s is not None and 0 <= waited_s < evidence.retry_after_s - EARLY_S:
             yield Finding("FAIL", f"it asked again after {waited_s:.1f} s, was told {evidence.retry_after_s:g} s")
 
 

@@ -176,7 +176,8 @@ async def read_most(pipe: asyncio.StreamReader) -> bytes:
 
 
 def port_of(request: web.Request) -> Port:
-    return int(request.get_extra_info("sockname")[1])
+    # Not the socket's: it may be closed by now.
+    return request.url.port or 0
 
 
 def offset_of(request: web.Request) -> int | None:
