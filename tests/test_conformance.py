@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from test_readme import DOCUMENTS
 
-from tests.conformance.__main__ import chosen, judge, main
+from tests.conformance.__main__ import Outcome, chosen, fails, judge, junit, main
 from tests.conformance.judge import Evidence, Finding, Row, Run, Seen, verdict
 from tests.conformance.rig import MESSAGE, Rig, running, text_of
 from tests.conformance.scenarios import FULL, GROUPS, QUICK, SCENARIOS, TEXT
@@ -255,19 +255,27 @@ def test_command_says_pass_and_weak_a_line_each_and_writes_junit(
     postgres_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     client, file = shlex.join([*PYTHON, str(CLIENTS / "readme.py")]), tmp_path / "junit.xml"
-    args = ("--quick", "--only=bytes/bom acts/early", f"--junit={file}", f"--database={postgres_url}", client)
-    for more, exit_code, counts in (((), 0, ("0", "1")), (("--strict",), 1, ("1", "0"))):
-        assert main([*more, *args]) == exit_code
-        out, err = capsys.readouterr()
-        assert err == ""
-        one, other, summary = out.splitlines()
-        assert re.fullmatch(r"PASS  bytes/bom +\d+\.\d s  a byte order mark comes first", one)
-        assert other.startswith("WEAK  acts/early ")
-        assert other.endswith(" Stop before the first word: it did not stop the reply: no DELETE came")
-        assert summary == "1 of 2 passed, 1 weak, 0 failed"
-        suite = ET.parse(file).getroot()
-        assert [suite.get(name) for name in ("name", "tests", "failures", "skipped")] == [client, "2", *counts]
-        assert [(case.get("name"), len(case)) for case in suite] == [("bytes/bom", 0), ("acts/early", 1)]
+    args = ("--quick", "--only=bytes/bom acts/stop", f"--junit={file}", f"--database={postgres_url}", client)
+    assert main(args) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    one, other, summary = out.splitlines()
+    assert re.fullmatch(r"PASS  bytes/bom +\d+\.\d s  a byte order mark comes first", one)
+    assert other.startswith("WEAK  acts/stop ")
+    assert other.endswith(" Stop in the middle: it did not stop the reply: no DELETE came")
+    assert summary == "1 of 2 passed, 1 weak, 0 failed"
+    suite = ET.parse(file).getroot()
+    assert [suite.get(name) for name in ("name", "tests", "failures", "skipped")] == [client, "2", "0", "1"]
+    assert [(case.get("name"), len(case)) for case in suite] == [("bytes/bom", 0), ("acts/stop", 1)]
+
+
+def test_weak_counts_as_failed_where_that_is_asked_for() -> None:
+    [stop] = chosen("acts/stop")
+    outcome = Outcome(stop, Finding("WEAK", "no <DELETE> came"), 1.5)
+    for strict, tag in ((False, "skipped"), (True, "failure")):
+        assert fails(outcome, strict) is strict
+        [case] = ET.fromstring(junit([outcome], "node client.js", strict))
+        assert [(found.tag, found.get("message")) for found in case] == [(tag, "no <DELETE> came")]
 
 
 def test_client_that_is_none_is_told_in_a_line(

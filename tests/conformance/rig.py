@@ -154,7 +154,7 @@ class Rig:
         is_stream = request.path == "/chat/stream"
         offset = offset_of(request)
         seen = Seen(request.method, offset, is_stream and offset is None, loop.time())
-        self._seen[port_of(request)].append(seen)
+        self._seen.setdefault(port_of(request), []).append(seen)
         try:
             response = await handler(request)
             seen.status = response.status
