@@ -17,37 +17,29 @@
 #include <math.h>
 #include <netinet/tcp.h>
 #include <stdarg.h>
-#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { MAX_TOKENS = 1024, TAIL = 4096, HEAD = 4096 };
+#include "http.h"
 
-typedef enum { IDLE, CONNECTING, IN_HEAD, IN_BODY } State;
-typedef enum { SIZE, SIZE_REST, DATA, DATA_END, TRAILER } Chunk;
+enum { MAX_TOKENS = 1024, TAIL = 4096 };
+
+typedef enum { IDLE, CONNECTING, READING } State;
 
 typedef struct {
     int fd;
     State state;
-    char head[HEAD];
-    size_t head_length;
-    bool chunked, keep_alive;
-    long long content_left;  // -1: until the connection closes
-    Chunk chunk;
-    long long chunk_left;
-    bool chunk_last, trailer_line;
+    Response response;
     size_t at;  // bytes of the body so far
     char tail[TAIL];  // what follows the token events, or the whole body of a plain response
     size_t tail_length;
     int tokens;
-    double sent;
+    double sent, read;
     double arrived[MAX_TOKENS];
 } Connection;
 
@@ -195,8 +187,9 @@ static Snapshot snapshot(void) {
 // ---- One connection ----
 
 static void send_request(Connection *c) {
-    c->state = IN_HEAD;
-    c->head_length = c->tail_length = c->at = 0;
+    c->state = READING;
+    await_response(&c->response);
+    c->tail_length = c->at = 0;
     c->tokens = 0;
     c->sent = now();
     opened++;
@@ -232,7 +225,7 @@ static void fail(Connection *c, long long *count, const char *why) {
     if (!first_failure[0]) {
         // Quoted for JSON: nothing but plain characters.
         size_t length = snprintf(first_failure, sizeof first_failure, "%s after %d tokens: %.*s", why, c->tokens,
-                                 120, c->tail_length ? c->tail : c->head);
+                                 120, c->tail_length ? c->tail : c->response.head);
         for (size_t i = 0; i < length && i < sizeof first_failure; i++)
             if (first_failure[i] < ' ' || first_failure[i] == '"' || first_failure[i] == '\\') first_failure[i] = '.';
     }
@@ -249,7 +242,9 @@ static void note_lateness(Connection *c) {
         if (in_window(c->arrived[k])) add(&lateness, c->arrived[k] - k * options.period - anchor);
 }
 
-static void body(Connection *c, const char *data, size_t length, double t) {
+static void take_body(void *owner, const char *data, size_t length) {
+    Connection *c = owner;
+    double t = c->read;
     size_t shared = 0;
     if (c->at < events_length) {
         shared = events_length - c->at < length ? events_length - c->at : length;
@@ -270,7 +265,7 @@ static void body(Connection *c, const char *data, size_t length, double t) {
 }
 
 // Check a response that has ended; ask the next question.
-static void finish(Connection *c, double t) {
+static void finish(Connection *c) {
     static const char done[] = "data: {\"token\":\"\",\"done\":true,\"fullText\":\"";
     note_lateness(c);
     if (c->tokens < tokens_expected || c->at < events_length) return fail(c, &failed_short, "incomplete");
@@ -282,88 +277,22 @@ static void finish(Connection *c, double t) {
         return fail(c, &failed_content, "no reply");
     }
     ended++;
-    if (in_window(t)) {
+    if (in_window(c->read)) {
         ended_in_window++;
-        add(&whole, t - c->sent);
+        add(&whole, c->read - c->sent);
     }
-    if (c->keep_alive) return send_request(c);
+    if (c->response.keep_alive) return send_request(c);
     reconnected++;
     close_connection(c);
     open_connection(c);
 }
 
-// Take the chunks apart; return whether the last one has come.
-static bool dechunk(Connection *c, const char *p, const char *end, double t) {
-    while (p < end) {
-        char b = *p;
-        switch (c->chunk) {
-        case SIZE:
-            p++;
-            if (b >= '0' && b <= '9') c->chunk_left = c->chunk_left * 16 + b - '0';
-            else if ((b | 32) >= 'a' && (b | 32) <= 'f') c->chunk_left = c->chunk_left * 16 + (b | 32) - 'a' + 10;
-            else c->chunk = SIZE_REST, p--;
-            break;
-        case SIZE_REST:
-            p++;
-            if (b == '\n') {
-                c->chunk = c->chunk_left ? DATA : TRAILER;
-                c->trailer_line = false;
-            }
-            break;
-        case DATA: {
-            long long length = end - p < c->chunk_left ? end - p : c->chunk_left;
-            body(c, p, length, t);
-            p += length;
-            c->chunk_left -= length;
-            if (!c->chunk_left) c->chunk = DATA_END;
-            break;
-        }
-        case DATA_END:
-            p++;
-            if (b == '\n') c->chunk = SIZE;
-            break;
-        case TRAILER:
-            p++;
-            if (b == '\n' && !c->trailer_line) return true;
-            if (b == '\n') c->trailer_line = false;
-            else if (b != '\r') c->trailer_line = true;
-        }
-    }
-    return false;
-}
-
-static void receive(Connection *c, const char *data, size_t length, double t) {
-    if (c->state == IN_HEAD) {
-        size_t take = length < HEAD - 1 - c->head_length ? length : HEAD - 1 - c->head_length;
-        memcpy(c->head + c->head_length, data, take);
-        size_t before = c->head_length;
-        c->head_length += take;
-        c->head[c->head_length] = 0;
-        char *end = strstr(c->head, "\r\n\r\n");
-        if (!end) {
-            if (c->head_length == HEAD - 1) fail(c, &failed_status, "endless head");
-            return;
-        }
-        if (strncmp(c->head, "HTTP/1.1 200", 12)) return fail(c, &failed_status, "status");
-        size_t head_bytes = end + 4 - c->head - before;
-        end[2] = 0;
-        char *size = strcasestr(c->head, "\r\ncontent-length:");
-        c->chunked = strcasestr(c->head, "\r\ntransfer-encoding: chunked") != NULL;
-        c->keep_alive = !strcasestr(c->head, "\r\nconnection: close") && (c->chunked || size);
-        c->content_left = size ? atoll(size + 17) : -1;
-        c->chunk = SIZE;
-        c->chunk_left = 0;
-        c->state = IN_BODY;
-        data += head_bytes;
-        length -= head_bytes;
-    }
-    if (in_window(t)) bytes_in_window += length, reads_in_window++;
-    if (c->chunked) {
-        if (dechunk(c, data, data + length, t)) finish(c, t);
-        return;
-    }
-    body(c, data, length, t);
-    if (c->content_left >= 0 && (c->content_left -= length) <= 0) finish(c, t);
+static void receive(Connection *c, const char *data, size_t length) {
+    if (in_window(c->read)) bytes_in_window += length, reads_in_window++;
+    Progress progress = receive_response(&c->response, data, length, take_body, c);
+    if (progress == ENDLESS_HEAD) return fail(c, &failed_status, "endless head");
+    if (c->response.status && c->response.status != 200) return fail(c, &failed_status, "status");
+    if (progress == WHOLE) finish(c);
 }
 
 static void serve(Connection *c, uint32_t flags) {
@@ -379,10 +308,10 @@ static void serve(Connection *c, uint32_t flags) {
         return send_request(c);
     }
     ssize_t length = recv(c->fd, buffer, sizeof buffer, 0);
-    double t = now();
-    if (length > 0) return receive(c, buffer, length, t);
+    c->read = now();
+    if (length > 0) return receive(c, buffer, length);
     if (length < 0 && errno == EAGAIN) return;
-    if (length == 0 && c->state == IN_BODY && !c->chunked && c->content_left < 0) return finish(c, t);
+    if (length == 0 && ends_with_connection(&c->response)) return finish(c);
     note_lateness(c);
     fail(c, &failed_short, length ? strerror(errno) : "closed");
 }
