@@ -5,11 +5,13 @@
 #             also Node
 # make faults kills, cuts and floods it for half an hour
 # make conformance CLIENT='node client.js'  what your client makes of broken streams (ONLY=cuts: of some)
+# make soak   streams that break at random, for MINUTES=10; after that nothing may be left
 # make lint   ruff and mypy
 
 PYTHON ?= python3
 PORT ?= 3000
 BROWSER ?= 1
+MINUTES ?= 10
 export PORT
 # To the shell as it is, whatever quotes are in it.
 export CLIENT
@@ -21,7 +23,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.cfg pyproject.toml
 
-.PHONY: run test smoke bench faults conformance lint clean
+.PHONY: run test smoke bench faults soak conformance lint clean
 
 run: $(VENV)/run.done
 	@exec $(BIN)/python -m app
@@ -47,6 +49,9 @@ faults: $(VENV)/faults.done
 
 conformance: $(VENV)/run.done
 	@$(BIN)/python -m tests.conformance $(if $(ONLY),--only '$(ONLY)') $(ARGS) "$$CLIENT"
+
+soak: $(VENV)/test.done
+	@$(BIN)/python -m tests.load.soak --minutes $(MINUTES) $(ARGS)
 
 lint: $(VENV)/lint.done
 	@$(BIN)/ruff check .

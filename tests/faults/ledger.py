@@ -100,6 +100,8 @@ class Entry:
 class Server:
     """`python -m app` on its own, beside others on the same database."""
 
+    module = "app"
+
     def __init__(self, url: str, log: Path, **environ: str) -> None:
         self.database, self._log, self._environ = url, log, environ
         self.host, self.port = "127.0.0.1", 0
@@ -118,7 +120,7 @@ class Server:
         begin = self._log.stat().st_size
         with self._log.open("ab") as log:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", "app"],
+                [sys.executable, "-m", self.module],
                 cwd=ROOT,
                 env={name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
                 | {"DATABASE_URL": self.database, "PORT": str(self.port)}
