@@ -17,7 +17,8 @@ export PORT
 export CLIENT
 
 # Each file of tests in one process, so that its tests share a PostgreSQL or a browser.
-AT_ONCE := -n 2 --dist loadfile
+# Most of them wait for something, so three keep two cores busy.
+AT_ONCE := -n 3 --dist loadfile
 
 VENV := .venv
 BIN := $(VENV)/bin
