@@ -105,7 +105,7 @@ async def open_page(
     yield open_page
     for page in pages:
         await page.close()
-    assert complaints == []
+    assert complaints == [], complaints
 
 
 def base(server: TestServer) -> str:
@@ -136,8 +136,8 @@ async def shown(locator: Locator) -> str:
 
 async def is_complete(reply: Locator) -> None:
     # Looks at every frame, where expect() looks ever more seldom.
-    done = "(status) => /^Complete: \\d+ characters, equal to fullText$/.test(status.textContent)"
-    await reply.page.wait_for_function(done, arg=await reply.locator(".status").element_handle())
+    done = "(item) => item.dataset.status === 'complete'"
+    await reply.page.wait_for_function(done, arg=await reply.element_handle())
 
 
 async def save_settings(page: Page, **values: str) -> None:

@@ -15,7 +15,7 @@
         turns.leave();
         composer.open(id);
         for (const place of [thread.messages, $('notice'), $('live')]) place.replaceChildren();
-        $('meter').hidden = true;
+        inspector.close();
         showWelcome(id === null);
         sidebar.show(id);
         thread.follow(true);
@@ -58,6 +58,8 @@
     tools.on.edit = (item) => turns.edit(item);
     tools.on.regenerate = turns.regenerate;
     tools.on.goOn = () => turns.send('Go on.');
+
+    inspector.oncut = turns.cut;
 
     // ---- What one does
 

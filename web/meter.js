@@ -1,107 +1,112 @@
 'use strict';
 
 /*
- * The meter: when the words of the current reply got here, by the reads from the network.
- * Uses elements.js.
+ * The line under each reply: when its words got here. The figures are kept in this browser, by the id of the reply; what
+ * was heard of it, as long as the page.
+ * Uses elements.js, recording.js.
+ *
+ *     meter.attach(item, text);            // give a reply's <li> its line, below its text
+ *     meter.begin(item, joined);           // a Recording of what comes now; meter.draw(item) as often as is of use
+ *     meter.keep(item);                    // it is over
  */
 const meter = (() => {
-    // So many tokens in one read, after such a silence: no model speaks like that, but a buffer does.
-    const BURST_TOKENS = 5;
-    const BURST_SILENCE_MS = 250;
-    const BAR_PX = 5;
+    // As those of the settings: of a page and its path.
+    const STORAGE_KEY = `streaming-chat.figures${location.pathname.replace(/\/[^/]*$/, '')}`;
+    const KEPT_FIGURES = 500;
+    const KEPT_RECORDINGS = 20;
+
+    const recordings = new Map(); // by the ids of the replies
+    const running = new WeakMap(); // by their <li>, whose ids come later
+    let read = { text: null, figures: new Map() };
 
     const inMs = (ms) => (ms < 9999.5 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);
 
-    /** Return the next of 10, 20, 50, 100, 200 … */
-    function roundUp(value) {
-        const power = 10 ** Math.floor(Math.log10(value));
-        return power * [1, 2, 5, 10].find((step) => step * power >= value);
+    function describe({ joined, firstMs, words, perSecond, longestMs, resumes }) {
+        const many = (count, what) => `${count} ${what}${count === 1 ? '' : 's'}`;
+        return [
+            ...(firstMs === null ? [] : [`${inMs(firstMs)} first`]),
+            many(words, 'word') + (joined ? ' in this window' : ''),
+            ...(perSecond === null ? [] : [`${perSecond < 9.95 ? perSecond.toFixed(1) : Math.round(perSecond)}/s`]),
+            ...(longestMs === null ? [] : [`longest gap ${inMs(longestMs)}`]),
+            ...(resumes ? [many(resumes, 'resume')] : []),
+        ].join(' · ');
     }
 
-    const meter = {
-        /** `joined`: the reply was asked for before, or by another window. */
-        begin(joined) {
-            this.joined = joined;
-            this.sentAt = this.readAt = performance.now();
-            this.firstAt = this.tokenAt = null;
-            this.tokens = this.untimedTokens = this.burstTokens = 0;
-            this.catchingUp = false;
-            this.gaps = [];
-            this.longest = 0;
-            this.worst = null;
-            $('meter').hidden = false;
-            write($('joined'), joined ? ' in this window' : '');
-            this.draw();
-        },
+    function attach(item, text) {
+        const line = el('button', { type: 'button', className: 'figures', title: 'Show each event' });
+        const body = el('div', { className: 'body' });
+        text.replaceWith(body);
+        body.append(text, el('div', { className: 'below' }, line));
+        body.after(el('p', { className: 'burst' }));
+        show(item, figuresOf(item));
+    }
 
-        /** The silence while there was no connection is nobody's buffering, nor is what was said meanwhile. */
-        resume() {
-            this.readAt = performance.now();
-            this.catchingUp = true;
-        },
+    function show(item, figures) {
+        const line = item.querySelector('.figures');
+        line.hidden = !figures?.words;
+        if (line.hidden) return;
+        write(line, describe(figures));
+        const { burst } = figures;
+        write(item.querySelector('.burst'), burst
+            ? `${burst.words} words arrived at once after ${inMs(burst.silenceMs)} of silence: ` +
+              'something between you and the server, likely a proxy, is buffering.'
+            : '');
+    }
 
-        read(at, tokens) {
-            const silence = at - this.readAt;
-            this.readAt = at;
-            if (tokens === 0) return;
-            this.tokens += tokens;
-            const first = this.firstAt === null;
-            if (first) this.firstAt = at;
-            if (first || this.catchingUp) this.untimedTokens += tokens;
-            if (!this.catchingUp) this.time(at, tokens, silence, first);
-            this.catchingUp = false;
-            this.tokenAt = at;
-        },
+    function begin(item, joined) {
+        const recording = new Recording(joined);
+        running.set(item, recording);
+        return recording;
+    }
 
-        time(at, tokens, silence, first) {
-            // A page in the background reads late by itself.
-            const burst = tokens >= BURST_TOKENS && silence >= BURST_SILENCE_MS && !document.hidden;
-            if (burst) {
-                this.burstTokens += tokens;
-                if (tokens > (this.worst?.tokens ?? 0)) this.worst = { tokens, silence };
-            }
-            // The wait for the first token has a figure of its own; in the plot it is of use only if it was a burst.
-            if (burst || !first) {
-                const ms = at - (this.tokenAt ?? this.sentAt);
-                this.gaps.push({ ms, burst });
-                this.longest = Math.max(this.longest, ms);
-            }
-            for (let i = 1; i < tokens; i += 1) this.gaps.push({ ms: 0, burst });
-        },
+    const figuresOf = (item) => recordingOf(item)?.figures() ?? kept().get(item.id);
+    const recordingOf = (item) => running.get(item) ?? recordings.get(item.id) ?? null;
 
-        draw() {
-            if ($('meter').hidden) return;
-            const seconds = (this.tokenAt - this.firstAt) / 1000;
-            write($('first'), this.firstAt === null || this.joined ? '–' : inMs(this.firstAt - this.sentAt));
-            write($('count'), String(this.tokens));
-            write($('rate'), seconds > 0 ? ((this.tokens - this.untimedTokens) / seconds).toFixed(1) : '–');
-            write($('longest'), this.gaps.length > 0 ? inMs(this.longest) : '–');
-            // One hiccup of a network is no buffering; most of the reply in bursts is.
-            const { worst } = this;
-            const buffered = worst !== null && this.burstTokens * 2 >= this.tokens;
-            write($('burst'), buffered
-                ? `${worst.tokens} words arrived at once after ${inMs(worst.silence)} of silence: ` +
-                  'something between you and the server, likely a proxy, is buffering.'
-                : '');
-            this.drawGaps();
-        },
+    function draw(item) {
+        const recording = running.get(item);
+        if (recording) show(item, recording.figures());
+    }
 
-        drawGaps() {
-            const plot = $('plot');
-            const { clientWidth: width, clientHeight: height } = plot;
-            const top = roundUp(Math.max(this.longest, 40));
-            const paths = { gaps: '', bursts: '' };
-            this.gaps.slice(-Math.floor(width / BAR_PX)).forEach(({ ms, burst }, i) => {
-                const length = Math.max(1.5, (ms / top) * (height - 1));
-                paths[burst ? 'bursts' : 'gaps'] += `M${(i + 0.5) * BAR_PX} ${height}v${-length.toFixed(1)}`;
-            });
-            plot.querySelector('.grid').setAttribute('d', `M0 .5H${width}M0 ${height / 2}H${width}M0 ${height - 0.5}H${width}`);
-            for (const [name, path] of Object.entries(paths)) plot.querySelector(`.${name}`).setAttribute('d', path);
-            plot.setAttribute('aria-label', `${this.gaps.length} gaps, the longest ${inMs(this.longest)}`);
-            write($('scale'), inMs(top));
-        },
-    };
+    function keep(item) {
+        const recording = running.get(item);
+        if (!recording || recording.over) return;
+        recording.over = true;
+        draw(item);
+        const { burst } = recording.figures();
+        if (burst) announce(item.querySelector('.burst').textContent);
+        if (!item.id || recording.words === 0) return;
+        recordings.set(item.id, recording);
+        trim(recordings, KEPT_RECORDINGS);
+        // Of two windows, the one that has asked knows more.
+        if (!recording.joined || !kept().has(item.id)) store(new Map(kept()).set(item.id, recording.figures()));
+    }
 
-    new ResizeObserver(() => meter.draw()).observe($('plot'));
-    return meter;
+    function trim(map, most) {
+        for (const key of map.keys()) {
+            if (map.size <= most) return;
+            map.delete(key);
+        }
+    }
+
+    /** Return the figures by the ids of their replies, those that other windows have kept, too. */
+    function kept() {
+        try {
+            const text = localStorage.getItem(STORAGE_KEY) ?? '[]';
+            if (text !== read.text) read = { text, figures: new Map(JSON.parse(text)) };
+        } catch {
+            // No storage, or nothing of ours in it: they last as long as the page.
+        }
+        return read.figures;
+    }
+
+    function store(figures) {
+        trim(figures, KEPT_FIGURES);
+        try {
+            localStorage.setItem(STORAGE_KEY, JSON.stringify([...figures]));
+        } catch {
+            read = { ...read, figures };
+        }
+    }
+
+    return { attach, begin, draw, keep, recordingOf, figuresOf, inMs };
 })();

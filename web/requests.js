@@ -13,12 +13,23 @@ class Failure extends Error {
     }
 }
 
+/** Return the headers that say who asks. */
+function identity({ org, user, token }) {
+    return token ? { authorization: `Bearer ${token}` } : { 'x-org-id': org, 'x-user-id': user };
+}
+
+/** Return a request as it can be shown: without a token. */
+function described(path, { method = 'GET', headers, body } = {}) {
+    const { server, org, user, token } = settings.current;
+    const all = { ...identity({ org, user, token: token && '$TOKEN' }), ...headers };
+    return { method, url: server + path, headers: Object.entries(all), body };
+}
+
 /** Return the response if it is a good one; raise Failure, or AbortError where the caller has aborted it. */
 async function request(path, options = {}) {
     await settings.ready;
-    const { server, org, user, token } = settings.current;
-    const who = token ? { authorization: `Bearer ${token}` } : { 'x-org-id': org, 'x-user-id': user };
-    const headers = { ...who, ...options.headers };
+    const { server } = settings.current;
+    const headers = { ...identity(settings.current), ...options.headers };
     let response;
     try {
         response = await fetch(server + path, { cache: 'no-store', credentials: 'omit', ...options, headers });

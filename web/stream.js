@@ -9,11 +9,12 @@
  *
  * `ask` raises Failure where no reply has begun. From then on there is always an end:
  *
- *     { status, stop?, error?, fullText?, behind? }
+ *     { status, stop?, check?, error?, fullText?, behind? }
  *
  * `status` is how the reply has ended, as far as its stream tells: `complete`; `differs`: the words are not those of
  * `fullText`; `stopped` and others; `unread`: it is lost; null: the history knows, or will; `left`: nobody cares.
- * `stop` is how the model has: `end`, `length`, `refusal`. `behind`: more may be stored than was read. `error` is to be told.
+ * `stop` is how the model has: `end`, `length`, `refusal`. `check` says what the words were compared with. `behind`: more may
+ * be stored than was read. `error` is to be told.
  */
 
 /** The stream broke off before the reply was complete: the rest can be had. */
@@ -26,7 +27,7 @@ const ReplyStream = (() => {
     // Of a connection. The server pings every 15 s: one that was not heard of for two of them is dead, though it looks open.
     const SILENCE_MS = 32_000;
 
-    function parse({ data }, requestId) {
+    function parse(data, requestId) {
         try {
             return Object(JSON.parse(data));
         } catch {
@@ -46,11 +47,14 @@ const ReplyStream = (() => {
 
         #listener;
         #connection = new AbortController();
-        #interrupt = () => {};
+        #interrupt = () => {}; // what is waited for, with the reason
+        #pausing = false;
+        #awayMs = 0;
 
         /**
-         * The listener has the methods `opened(chatId, replyId)`, `token(text)`, `arrived(at, words)` for each read from
-         * the network, `waiting(why)` (resuming, busy, stopping), and `resumed()`.
+         * The listener has the methods `opened(chatId, replyId)`, `token(text)`, `arrived(at, bytes, events)` for each read
+         * from the network, `waiting(why)` (resuming, busy, stopping), `resumed(text)`, and, about all requests,
+         * `asked(path, options)` and `answered(response)`, or `answered(null, error)`.
          */
         constructor(listener, { replyId = null, text = '' } = {}) {
             this.#listener = listener;
@@ -80,7 +84,16 @@ const ReplyStream = (() => {
             if (this.state === 'left') return;
             this.state = 'stopping';
             // Before the id of the reply has come there is nothing to stop; it comes with the answer to the question.
-            if (this.replyId) this.#interrupt();
+            if (this.replyId) this.#interrupt(new DOMException('Something else is first.', 'AbortError'));
+        }
+
+        /** Lose the connection, and come back no sooner than `awayMs` later; return whether there was one to lose. */
+        cut(awayMs = 0) {
+            if (this.state !== 'reading' || !this.replyId || this.#pausing) return false;
+            this.#awayMs = awayMs;
+            this.#interrupt(new Lost('Cut', 'The connection was cut here.'));
+            this.#connection.abort();
+            return true;
         }
 
         /** Leave the reply; it is paused, and can be gone on with. */
@@ -101,7 +114,7 @@ const ReplyStream = (() => {
                     }
                     if (response === undefined) {
                         response = await this.#rest();
-                        this.#listener.resumed();
+                        this.#listener.resumed(this.text);
                     }
                     return response === null ? { status: null } : await this.#read(response);
                 } catch (error) {
@@ -114,7 +127,8 @@ const ReplyStream = (() => {
                         const away = error instanceof Lost || error.title === 'No connection' || [502, 504].includes(error.status);
                         if (!(busy || away) || !this.replyId || unanswered >= RESUME_DELAYS_MS.length) return this.#giveUp(error);
                         this.#listener.waiting(this.state === 'stopping' ? 'stopping' : busy ? 'busy' : 'resuming');
-                        await this.#pause(RESUME_DELAYS_MS[tries] ?? LONGEST_DELAY_MS);
+                        await this.#pause(Math.max(RESUME_DELAYS_MS[tries] ?? LONGEST_DELAY_MS, this.#awayMs));
+                        this.#awayMs = 0;
                     }
                     response = undefined;
                 }
@@ -149,14 +163,17 @@ const ReplyStream = (() => {
             if (this.state === 'left') this.#connection.abort();
             // By then this one is the next in line. Streams let all other requests go first, those of other windows too.
             setTimeout(() => before.abort(), 100);
-            return this.#heard(request(path, { priority: 'low', ...options, signal: this.#connection.signal }));
+            this.#listener.asked(path, options);
+            const answer = this.#heard(request(path, { priority: 'low', ...options, signal: this.#connection.signal }));
+            answer.then((response) => this.#listener.answered(response), (error) => this.#listener.answered(null, error));
+            return answer;
         }
 
         /** Wait for what is to come on the connection, but not for ever. */
         #heard(coming) {
             const connection = this.#connection;
             return new Promise((resolve, reject) => {
-                this.#interrupt = () => reject(new DOMException('Something else is first.', 'AbortError'));
+                this.#interrupt = reject;
                 const alarm = setTimeout(() => {
                     const { server } = settings.current;
                     reject(new Lost('No answer', `Nothing has come from ${server} for ${SILENCE_MS / 1000} s.`));
@@ -167,12 +184,14 @@ const ReplyStream = (() => {
         }
 
         /** Wait, but no longer than there is reason to. */
-        #pause(delay) {
-            return new Promise((resolve) => {
+        async #pause(delay) {
+            this.#pausing = true;
+            await new Promise((resolve) => {
                 this.#interrupt = resolve;
                 setTimeout(resolve, delay);
                 addEventListener('online', resolve, { once: true });
             });
+            this.#pausing = false;
         }
 
         /** Read one stream of events to its end; raise Failure where it does not end well. */
@@ -189,7 +208,7 @@ const ReplyStream = (() => {
                     throw new Lost('Connection lost', 'The connection broke before the reply was complete.', { requestId });
                 });
                 if (done) throw new Lost('Stream cut short', 'The stream ended before the reply was complete.', { requestId });
-                const last = this.#take(performance.now(), parser.push(value), requestId);
+                const last = this.#take(performance.now(), value.byteLength, parser.push(value), requestId);
                 if (last === null) continue;
                 reader.read().catch(() => {}); // Past the end, so that the connection can be used again.
                 return this.#compare(last);
@@ -197,11 +216,12 @@ const ReplyStream = (() => {
         }
 
         /** Hand on what has arrived at once; return the last event if it is among it. */
-        #take(at, events, requestId) {
-            let words = 0;
+        #take(at, bytes, events, requestId) {
+            const heard = [];
             try {
-                for (const event of events) {
-                    const said = parse(event, requestId);
+                for (const { data, lastEventId: id } of events) {
+                    heard.push({ id, data, words: 0 });
+                    const said = parse(data, requestId);
                     const { error, message, token } = said;
                     if (error) throw new (error === 'Cut short' ? Lost : Failure)(error, message, { requestId });
                     if (said.done) return said;
@@ -209,11 +229,11 @@ const ReplyStream = (() => {
                     this.text += token;
                     this.#listener.token(token);
                     // A token is a word; the white space before it has an event of its own.
-                    if (token.trim()) words += 1;
+                    if (token.trim()) heard.at(-1).words = 1;
                 }
                 return null;
             } finally {
-                this.#listener.arrived(at, words);
+                this.#listener.arrived(at, bytes, heard);
             }
         }
 
@@ -221,7 +241,8 @@ const ReplyStream = (() => {
         async #compare({ fullText, chars, sha256, stop }) {
             const { text } = this;
             const same = text === fullText && Array.from(text).length === chars && (await hashes(text, sha256));
-            return same ? { status: 'complete', stop } : { status: 'differs', fullText };
+            const check = { chars, sha256: crypto.subtle ? sha256 : null, same };
+            return same ? { status: 'complete', stop, check } : { status: 'differs', fullText, check };
         }
     };
 })();

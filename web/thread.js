@@ -96,6 +96,7 @@ const thread = (() => {
         else markdown.whole(text, content);
         const item = el('li', { id, className: role }, who, text, el('p', { className: 'status' }), tools.row(role, new Date(at)));
         if (role === 'user') text.after(foldable(text));
+        else meter.attach(item, text);
         sources.set(item, content);
         mark(item, status);
         return item;
@@ -179,7 +180,7 @@ const thread = (() => {
             this.unshown = '';
             const sentences = /^[^]*[.!?…。！？]["”’)]*\s/.exec(this.unsaid)?.[0];
             if (sentences) this.say(sentences);
-            meter.draw();
+            meter.draw(this.item);
         }
 
         say(text) {
@@ -200,6 +201,7 @@ const thread = (() => {
             this.writer.end();
             this.thought();
             mark(this.item, status, note);
+            meter.keep(this.item);
             tools.refresh();
             this.say(this.unsaid);
             announce(this.item.querySelector('.status').textContent);
@@ -211,8 +213,8 @@ const thread = (() => {
                 this.end('complete', 'Complete, as far as the model may go on');
                 return;
             }
-            const chars = Array.from(sources.get(this.item)).length;
-            this.end('complete', `Complete: ${chars} characters, equal to fullText`);
+            this.end('complete', '');
+            announce('Complete');
         }
 
         /** End with another text than was read. */

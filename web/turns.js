@@ -2,7 +2,8 @@
 
 /*
  * The turns of the open chat: a message sent, its reply streamed; one at a time.
- * Uses elements.js, stream.js, composer.js, notice.js, meter.js, tools.js, thread.js, past.js.
+ * Uses elements.js, stream.js, composer.js, notice.js, meter.js, tools.js, inspector.js, thread.js, past.js,
+ * requests.js.
  *
  *     turns.send('Hello');                 // and readOn, regenerate, edit; stop; leave, for another chat
  *     turns.onasked = () => …              // there is a first message
@@ -14,26 +15,37 @@ const turns = (() => {
     let turn = null; // the running one: its stream and its live reply
 
     const room = {
-        send, readOn, regenerate, edit, stop, leave, isBusy, onasked() {}, onopened() {}, onstale() {}, onfull() {},
+        send, readOn, regenerate, edit, stop, cut, leave, isBusy, onasked() {}, onopened() {}, onstale() {}, onfull() {},
     };
 
     const newKey = () => Array.from(crypto.getRandomValues(new Uint32Array(4)), (part) => part.toString(36)).join('-');
 
     function newTurn(reply, begun) {
+        const recording = meter.begin(reply.item, begun !== undefined);
         const stream = new ReplyStream({
             opened(chatId, replyId) {
                 reply.item.id = replyId ?? '';
                 room.onopened(chatId);
             },
             token: (text) => reply.add(text),
-            arrived: (at, words) => meter.read(at, words),
-            waiting: (why) => reply.wait(why),
-            resumed: () => meter.resume(),
+            arrived(at, bytes, events) {
+                recording.read(at, bytes, events);
+                inspector.touch(recording);
+            },
+            waiting(why) {
+                recording.lost();
+                reply.wait(why);
+            },
+            resumed: (text) => inspector.tell(recording, recording.resumed(text)),
+            asked: (path, options) => recording.asked(described(path, options)),
+            answered(response, error) {
+                recording.answered(response?.status ?? error.status ?? error.title, [...(response?.headers ?? [])]);
+                inspector.touch(recording);
+            },
         }, begun);
         for (const place of [$('notice'), $('live')]) place.replaceChildren();
         thread.follow(true);
-        meter.begin(begun !== undefined);
-        const mine = { stream, reply };
+        const mine = { stream, reply, recording };
         setTurn(mine);
         return mine;
     }
@@ -60,6 +72,11 @@ const turns = (() => {
         write(turn.reply.item.querySelector('.status'), thread.STATUS_TEXT.stopping);
     }
 
+    /** Cut the connection of the turn that is recorded, to see it go on; return whether it has one. */
+    function cut(recording, awayMs) {
+        return turn?.recording === recording && turn.stream.cut(awayMs);
+    }
+
     /** Send a message; `instead`, what it takes the place of. */
     async function send(message, { key = newKey(), instead = null, sim = null } = {}) {
         if (isBusy()) return;
@@ -78,7 +95,6 @@ const turns = (() => {
         } catch (error) {
             // Another chat is open by now.
             if (turn !== mine) return;
-            $('meter').hidden = true;
             reply.item.remove();
             // If something is stored all the same, the next try with its key finds it.
             const retry = () => send(message, { key, instead, sim });
@@ -119,11 +135,11 @@ const turns = (() => {
         await conclude(mine, await mine.stream.goOn());
         if (turn !== mine) return;
         setTurn(null);
-        $('meter').hidden = meter.tokens === 0;
     }
 
     /** Show how a reply has ended, and why. */
-    async function conclude(mine, { status, stop, fullText, behind, error }) {
+    async function conclude(mine, { status, stop, check, fullText, behind, error }) {
+        mine.recording.check = check ?? null;
         if (turn !== mine) return;
         const { reply } = mine;
         if (status === 'complete') {
@@ -139,6 +155,7 @@ const turns = (() => {
         } else {
             reply.end(status);
         }
+        inspector.touch(mine.recording);
         if (turn === mine && error) tellEnd(error, $(reply.item.id) ?? reply.item);
     }
 
