@@ -9,12 +9,14 @@ import shlex
 
 import pytest
 from pages import (
+    FAILED_REQUEST,
     OpenPage,
     browser,
     context,
     is_complete,
     open_page,
     replies,
+    save_settings,
     say,
     shown,
     start_server,
@@ -289,6 +291,43 @@ async def test_escape_closes_the_inspector_and_the_reply_goes_on(
     await expect(replies(page)).to_have_attribute("data-status", "live")
     await page.keyboard.press("Escape")
     await expect(replies(page)).to_have_attribute("data-status", "stopped")
+
+
+# ---- What the simulator is told
+
+
+async def test_settings_of_the_simulator_go_with_each_question_where_they_are_allowed(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    page = await open_page(await start_server(sim_faults=True), ignore=FAILED_REQUEST)
+    await expect(page.get_by_role("button", name="A failing model")).to_be_visible()
+    await save_settings(page, sim="words=7 gap=0ms fin@4")
+    for reply in range(2):
+        await say(page, "Hi")
+        await is_complete(replies(page).nth(reply))
+        await expect(replies(page).nth(reply).locator(".figures")).to_have_text(re.compile("7 words.* 1 resume$"))
+
+    await save_settings(page, sim="fin@never")
+    await say(page, "Hi")
+    notice = page.locator("#notice")
+    await expect(notice).to_contain_text("sim has 'fin@never', expected some of: ")
+    await notice.get_by_role("button", name="Open settings").click()
+    await page.locator("#sim").fill("words=3")
+    await page.get_by_role("button", name="Save").click()
+    await notice.get_by_role("button", name="Retry").click()
+    await expect(replies(page).nth(2).locator(".figures")).to_have_text(re.compile(" 3 words "))
+
+
+async def test_server_that_takes_no_settings_of_the_simulator_is_sent_none(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    page = await open_page(await start_server(model=says("Hi")), settings={"sim": "words=3"})
+    await page.locator("#open-settings").click()
+    await expect(page.get_by_role("textbox", name="Token")).to_be_visible()
+    await expect(page.locator("#sim")).to_be_hidden()
+    await page.get_by_role("button", name="Cancel").click()
+    await say(page, "Hi")
+    await is_complete(replies(page))
 
 
 # ---- The whole page

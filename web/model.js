@@ -5,10 +5,11 @@
  * Uses elements.js, settings.js, requests.js.
  *
  *     model.load();                        // ask the server
+ *     model.sim();                         // what the settings tell the simulated model with each question, null if nothing
  *     model.onsample = (message, sim) => …     // sim: what the simulated model is told to do, null if it cannot be
  */
 const model = (() => {
-    const room = { load, onsample() {} };
+    const room = { load, sim: () => (told && settings.current.sim) || null, onsample() {} };
     const samples = [...$('samples').children];
     const ofSimulator = samples.filter((sample) => sample.hidden); // A slow model, one that fails.
     let told = false; // whether a question may say what the simulated model does
@@ -21,7 +22,7 @@ const model = (() => {
         if (from !== settings.current) return;
         write($('model'), simulated ? 'Simulated model' : (name ?? ''));
         told = response?.headers.has('x-sim-faults') ?? false;
-        for (const sample of ofSimulator) sample.hidden = !told;
+        for (const element of [...ofSimulator, $('knobs')]) element.hidden = !told;
     }
 
     for (const sample of samples)

@@ -11,6 +11,7 @@ const showNotice = (() => {
     const TITLES = {
         'Bad message': 'This message cannot be sent',
         'Bad offset': 'Less was kept than is here',
+        'Bad sim': 'The simulator does not understand its settings',
         'Body too large': 'This message cannot be sent',
         'Budget reserved': 'The budget is set aside for replies that run',
         'Budget spent': 'The budget is spent',
@@ -45,7 +46,7 @@ const showNotice = (() => {
     const MESSAGES = {
         'Gone on': 'Something was said in it that is not shown here, so nothing was replaced.',
     };
-    const OF_SETTINGS = ['Forbidden', 'Foreign host', 'Foreign origin', 'No connection', 'Not JSON', 'Not a stream', 'Unauthorized'];
+    const OF_SETTINGS = ['Bad sim', 'Forbidden', 'Foreign host', 'Foreign origin', 'No connection', 'Not JSON', 'Not a stream', 'Unauthorized'];
 
     return (place, failure, actions = {}, title = TITLES[failure.title] ?? failure.title ?? 'Error') => {
         const all = OF_SETTINGS.includes(failure.title) ? { 'Open settings': settings.open, ...actions } : actions;

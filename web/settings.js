@@ -5,7 +5,7 @@
  * Uses elements.js.
  *
  *     await settings.ready;                // before the first use
- *     const { server, org, user, token } = settings.current;
+ *     const { server, org, user, token, sim } = settings.current;
  *     settings.onchange = () => …          // others were saved
  */
 const settings = (() => {
@@ -18,6 +18,7 @@ const settings = (() => {
         org: '00000000-0000-0000-0000-000000000001',
         user: '00000000-0000-0000-0000-000000000002',
         token: '',
+        sim: '', // what the simulated model is told to do, where the server lets it be told
     };
 
     const room = { UUID, current: { ...defaults }, ready: findDefaults(), open, onchange() {} };

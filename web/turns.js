@@ -3,7 +3,7 @@
 /*
  * The turns of the open chat: a message sent, its reply streamed; one at a time.
  * Uses elements.js, stream.js, composer.js, notice.js, meter.js, tools.js, inspector.js, thread.js, past.js,
- * requests.js.
+ * requests.js, model.js.
  *
  *     turns.send('Hello');                 // and readOn, regenerate, edit; stop; leave, for another chat
  *     turns.onasked = () => …              // there is a first message
@@ -78,7 +78,7 @@ const turns = (() => {
     }
 
     /** Send a message; `instead`, what it takes the place of. */
-    async function send(message, { key = newKey(), instead = null, sim = null } = {}) {
+    async function send(message, { key = newKey(), instead = null, sim = model.sim() } = {}) {
         if (isBusy()) return;
         const putBack = instead && thread.cut(instead.from);
         const question = thread.messageItem({ role: 'user', content: message });
@@ -97,7 +97,8 @@ const turns = (() => {
             if (turn !== mine) return;
             reply.item.remove();
             // If something is stored all the same, the next try with its key finds it.
-            const retry = () => send(message, { key, instead, sim });
+            const again = () => (error.title === 'Bad sim' ? model.sim() : sim); // By then they may be other settings.
+            const retry = () => send(message, { key, instead, sim: again() });
             if (instead) {
                 question.remove();
                 putBack();
