@@ -7,6 +7,7 @@
 # make conformance CLIENT='node client.js'  what your client makes of broken streams (ONLY=cuts: of some)
 # make soak   streams that break at random, for MINUTES=10; after that nothing may be left
 # make lint   ruff and mypy
+# make screenshot  takes the README's picture anew
 
 PYTHON ?= python3
 PORT ?= 3000
@@ -24,7 +25,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.cfg pyproject.toml
 
-.PHONY: run test smoke bench faults soak conformance lint clean
+.PHONY: run test smoke bench faults soak conformance lint screenshot clean
 
 run: $(VENV)/run.done
 	@exec $(BIN)/python -m app
@@ -58,6 +59,10 @@ lint: $(VENV)/lint.done
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+screenshot: $(VENV)/test.done
+	@CHROMIUM="$$(PATH="$(CURDIR)/$(BIN):$$PATH" tests/chromium.sh)" && export CHROMIUM && \
+		$(BIN)/python tests/screenshot.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
