@@ -121,6 +121,11 @@ def replies(page: Page) -> Locator:
     return page.locator("#messages > .assistant")
 
 
+def said(page: Page) -> Locator:
+    """What is read aloud, but for what a busy machine may have it begin with."""
+    return page.locator("#live > p").filter(has_not_text="Thinking…")
+
+
 async def read_half(page: Page, model: Gated) -> None:
     """Ask, and let a model of "one ", "two ", … say these two."""
     await say(page, "Hi")
