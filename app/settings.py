@@ -167,6 +167,8 @@ class Settings:
                 f"MODEL is {values['model']!r}, and no key is set, expected one in MODEL_KEY or"
                 f" {provider.upper()}_API_KEY"
             )
+        if "model_url" in values and "model" not in values:
+            raise StartError("MODEL_URL is set and MODEL is not, expected openai:NAME or anthropic:NAME")
         if values.get("sim_faults") and provider != "sim":
             raise StartError(f"SIM_FAULTS is 1 and MODEL is {values['model']!r}, expected with it MODEL=sim")
         if values.get("jwt_secret") and values.get("jwt_jwks_url"):

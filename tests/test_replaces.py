@@ -33,7 +33,7 @@ from app.storage.store import STORE
 KEY = "Idempotency-Key: one\r\n"
 GONE_ON = {
     "error": "Gone on",
-    "message": "The chat has gone on: expected replaces in it, and last (else the reply to that) at its end.",
+    "message": "What replaces names is not in the chat, or last (if not said: the reply to that) is not its end.",
 }
 STOPPED = {"error": "Stopped", "message": "The reply was stopped; what it said so far is saved."}
 INVARIANTS = (Path(__file__).parent / "faults/invariants.sql").read_text()

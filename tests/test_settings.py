@@ -107,6 +107,11 @@ def test_value_is_taken(key: str, value: str, parsed: Any) -> None:
         ),
         (
             "MODEL_URL",
+            "http://127.0.0.1:11434/v1",
+            "MODEL_URL is set and MODEL is not, expected openai:NAME or anthropic:NAME",
+        ),
+        (
+            "MODEL_URL",
             "https://user:secret@host/v1",
             "MODEL_URL is (not shown), expected a URL like https://api.example.com/v1, without user, ? and #",
         ),

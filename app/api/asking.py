@@ -73,7 +73,9 @@ def refuse_question(opened: OpenedTurn, limits: Limits) -> None:
     if not opened.chat_known:
         raise unknown_chat()
     if opened.gone_on:
-        message = "The chat has gone on: expected replaces in it, and last (else the reply to that) at its end."
+        message = (
+            "What replaces names is not in the chat, or last (if not said: the reply to that) is not its end."
+        )
         raise ApiError(409, "Gone on", message)
     if opened.short is not None:
         limits.over_budget[opened.short] += 1
