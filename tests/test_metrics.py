@@ -159,7 +159,7 @@ async def test_ends_that_cannot_be_stored_are_owed_and_their_statements_counted(
     start_server: StartServer, rows: Rows, tenant: Tenant, page_of: Any
 ) -> None:
     model = Gated(pieces=["a"])
-    server = await start_server(model=model, metrics_port=0, db_timeout_s=0.3)
+    server = await start_server(model=model, metrics_port=0, db_timeout_s=1)
     page = page_of()
     client, _ = await ask(server, tenant)
     with rows.locked("messages"):

@@ -779,7 +779,7 @@ async def test_reply_that_is_cut_short_is_come_back_for_ever_more_seldom_until_i
     await expect(status).to_have_text("One moment; the reply goes on by itself…")
     while answers:
         assert await replies(page).get_attribute("data-status") == "resuming"
-        await page.clock.run_for(50)
+        await page.clock.run_for(250)
     await expect(page.get_by_role("button", name="Stop")).to_be_visible()
     await expect(said(page)).to_have_text([await status.inner_text()])
     await expect(page.locator("#notice")).to_be_empty()

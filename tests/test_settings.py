@@ -49,7 +49,6 @@ def test_nothing_set_gives_the_documented_defaults() -> None:
                 "postgresql://u:p@%2Frun%2Fpostgresql/d",
             )
         ),
-        ("MODEL_URL", "http://127.0.0.1:11434/v1/", "http://127.0.0.1:11434/v1"),
         ("MODEL_SYSTEM", " Be kind. ", "Be kind."),
         ("MODEL_EXTRA", '{"temperature": 0}', {"temperature": 0}),
     ],
@@ -189,7 +188,7 @@ ANTHROPIC = {"ANTHROPIC_API_KEY": "a-key", "ANTHROPIC_BASE_URL": "http://a"}
         ({"MODEL": "openai:x"}, "http://o/v1", "o-key"),
         ({"MODEL": "anthropic:x"}, "http://a", "a-key"),
         ({"MODEL": "openai:x", "MODEL_KEY": "key"}, "http://o/v1", "key"),
-        ({"MODEL": "openai:x", "MODEL_URL": "http://m/v1", "MODEL_KEY": " "}, "http://m/v1", "o-key"),
+        ({"MODEL": "openai:x", "MODEL_URL": "http://m/v1/", "MODEL_KEY": " "}, "http://m/v1", "o-key"),
         ({"MODEL": "openai:x", "OPENAI_API_KEY": ""}, "http://o/v1", None),
         ({"MODEL": "openai:x", "OPENAI_BASE_URL": ""}, None, "o-key"),
         ({"MODEL": "sim"}, None, None),

@@ -20,7 +20,7 @@ import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
-from ledger import ROOT, SEED, Server, all_ended, broken_invariants, scale
+from ledger import FULL, ROOT, SEED, Server, all_ended, broken_invariants, scale
 from schemathesis import Case, GenerationMode, Response
 from schemathesis.config import SchemathesisConfig
 from schemathesis.specs.openapi.checks import (
@@ -122,7 +122,8 @@ class Fuzz:
             reached[label] += times if status < 300 else 0
         statuses = sorted({status for _, status in self.answers})
         say(requests=self.answers.total(), statuses=statuses, reached=reached)
-        assert min(reached.values()) > 0, reached
+        # In seconds it is up to chance what is among them.
+        assert min(reached.values()) > 0 or not FULL, reached
         stored = rows("select id from messages where org_id = %s and role = 'assistant'", self.tenant.org_id)
         replaced = rows("select id from deleted_replies where org_id = %s", self.tenant.org_id)
         kept = {reply_id for reply_id in self.known["message_id"] if self.chat_of[reply_id] not in self.deleted}
@@ -365,7 +366,14 @@ def frame(head: bytes, body: bytes, framing: str) -> bytes:
     return head + b"\r\nTransfer-Encoding: chunked\r\n\r\n" + b"".join(chunks) + b"0\r\n\r\n"
 
 
-@pytest.mark.parametrize("environ", [{}, {"JWT_SECRET": JWT_SECRET}], ids=["headers", "tokens"])
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        pytest.param({"JWT_SECRET": JWT_SECRET}, marks=pytest.mark.skipif(not FULL, reason="make faults alone")),
+    ],
+    ids=["headers", "tokens"],
+)
 @pytest.mark.timeout(1800)
 def test_any_bytes_that_are_http_are_answered_as_the_document_says(
     serve: Callable[..., Server],

@@ -21,6 +21,7 @@ import psutil
 import pytest
 from aiohttp.test_utils import unused_port
 from ledger import (
+    FULL,
     LONG,
     ROOT,
     SEED,
@@ -465,7 +466,8 @@ async def test_stop_second_reader_and_key_find_a_reply_from_behind_a_proxy(
     assert broken_invariants(database) == {}
 
 
-@pytest.mark.parametrize("mode", ["-H", "-B", "-X"])
+# In make test the quickest of them.
+@pytest.mark.parametrize("mode", ["-H", "-B", "-X"] if FULL else ["-B"])
 @pytest.mark.timeout(180)
 async def test_slowhttptest_slows_nobody_and_is_closed(
     serve: Callable[..., Server],
