@@ -74,7 +74,11 @@ const plot = (() => {
 
     function drawHistogram(list, gaps) {
         const counts = BINS_MS.map(() => 0);
-        for (const { ms } of gaps) counts[BINS_MS.filter((from) => from <= ms).length - 1] += 1;
+        for (const { ms } of gaps) {
+            let bin = BINS_MS.length - 1;
+            while (BINS_MS[bin] > ms) bin -= 1;
+            counts[bin] += 1;
+        }
         const most = Math.max(1, ...counts);
         if (list.children.length === 0) list.append(...BINS_MS.map(() => el('li', {}, el('i', {}), el('span', {}))));
         counts.forEach((count, i) => {
