@@ -19,11 +19,12 @@ from math import ceil
 from pathlib import Path
 
 import pytest
+from aiohttp.test_utils import unused_port
 from processes import Processes
 from serving import StartServer
 from support import Rows, Tenant, eventually
 
-from tests.load.__main__ import DEMO, main, users
+from tests.load.__main__ import DEMO, main, names, users
 from tests.load.figures import Figures, Tick, Times, failure_lines
 from tests.load.generators import choose, run
 from tests.load.plan import LoadError, Plan, Target
@@ -211,7 +212,8 @@ def test_failures_say_which_setting_to_raise() -> None:
     assert failure_lines(["http://a"], [figures]) == [
         "failed  1,480 x 429 Too many replies",
         "failed      2 x 503 Busy",
-        "-> Too many replies: raise USER_STREAM_LIMIT of the server (0: no limit), or ask as more users (--users)",
+        "-> Too many replies: start the server with USER_STREAM_LIMIT=0 USER_READER_LIMIT=0"
+        " USER_TURNS_PER_MINUTE=0 (no limit), or ask as more users (--users)",
         "-> 503 Busy: raise STREAM_LIMIT or WORKERS of the server, or its limit of descriptors",
     ]
     assert failure_lines(["http://a"], [Figures()]) == ["failed      0"]
@@ -246,6 +248,65 @@ async def test_interrupt_ends_it_with_what_it_has(
         assert await running.end() == 0
     assert running.row_ms("first token", url)[0] > 0
     assert running.err == ""
+
+
+@GENERATORS
+async def test_replies_that_it_leaves_are_stopped(
+    start_server: StartServer, load: Load, rows: Rows, tenant: Tenant, python: bool
+) -> None:
+    server = await start_server(sim_delay_ms=(200.0, 200.0), checkpoint_s=0.2)
+    running = await load(*(["--python"] if python else []), "--streams=3", "--minutes=9", server.make_url(""))
+    said = "select 1 from messages where org_id = %s and role = 'assistant' and content <> ''"
+    await eventually(lambda: len(rows(said, tenant.org_id)) == 3)
+    running.process.send_signal(signal.SIGINT)
+    assert await running.end() == 0, running.out + running.err
+    # Long before RESUME_WINDOW_S is over: nobody but a client says this.
+    ended = "select status, count(*) from messages where org_id = %s and role = 'assistant' group by status"
+    await eventually(lambda: rows(ended, tenant.org_id) == [("stopped", 3)])
+
+
+@GENERATORS
+@pytest.mark.parametrize("sim_faults", [True, False])
+async def test_what_each_question_would_be_refused_ends_it_at_once(
+    start_server: StartServer, load: Load, python: bool, sim_faults: bool
+) -> None:
+    url = str((await start_server(sim_faults=sim_faults)).make_url("")).rstrip("/")
+    running = await load(*(["--python"] if python else []), "--sim=fi@5", "--streams=2", "--minutes=9", url)
+    assert await running.end() == 2
+    assert f"load: {url}: 400 Bad sim: " in running.err
+    assert ("'fi@5'" in running.err) is sim_faults
+    assert ("start the server with SIM_FAULTS=1" in running.err) is not sim_faults
+    assert running.out == ""
+
+
+async def test_all_users_refused_ends_it_and_one_who_is_not_does_not(
+    start_server: StartServer, load: Load, tenant: Tenant, tmp_path: Path
+) -> None:
+    server, file = await start_server(sim_delay_ms=(20.0, 20.0)), tmp_path / "users"
+    strangers = "".join(f"x-user-id: {tenant.user_id[:-2]}{number}\n" for number in ("zz", "zy"))
+    file.write_text(strangers)
+    options = ["--streams=3", "--minutes=0.03", f"--users={file}", server.make_url("")]
+    running = await load(*options)
+    assert await running.end() == 2, running.out + running.err
+    assert re.search(r"load: http://\S+: 40[013] \w", running.err)
+    file.write_text(f"{strangers}x-user-id: {tenant.user_id}\n")
+    running = await load(*options)
+    assert await running.end() == 1, running.out + running.err
+    assert "\nfailed " in running.out
+
+
+async def test_where_nobody_listens_is_one_line(load: Load) -> None:
+    url = f"http://127.0.0.1:{unused_port()}"
+    running = await load("--minutes=9", url)
+    assert await running.end() == 2
+    assert running.err == f"load: {url}: Connection refused\n"
+    assert running.out == ""
+
+
+def test_same_address_twice_is_first_and_second() -> None:
+    one, other = Target.parse("http://a"), Target.parse("http://b")
+    assert names([one, one]) == ["first http://a:80", "second http://a:80"]
+    assert names([one, other]) == ["http://a:80", "http://b:80"]
 
 
 async def test_what_stands_before_a_server_is_measured_beside_it(

@@ -3,7 +3,8 @@
 What stands before a server costs is what `--against` gives: every other stream then goes to a second address.
 
 Where to read on: `plan.py` for what is asked, `generators.py` for who asks (`streams.c`, `streams.py`),
-`figures.py` and `drawing.py` for what comes out, `soak.py` for the same with faults.
+`asides.py` for what is asked once beside them, `figures.py` and `drawing.py` for what comes out, `soak.py` for the
+same with faults.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from .asides import REFUSALS, check_reachable, refusal_of_all
 from .drawing import draw
 from .figures import Figures, Tick, failure_lines, table, together
 from .generators import Generator, choose, raise_descriptors, run
@@ -112,12 +114,37 @@ async def until_stopped(plan: Plan, generator: Generator, progress: Progress) ->
     stopped, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
-    await run(plan, generator, stopped, progress.tell)
+    await check_reachable(plan.targets)
+    asked: dict[int, asyncio.Task[None]] = {}
+    refusals: list[str] = []
+
+    async def ask_why(target: Target) -> None:
+        if why := await refusal_of_all(plan, target):
+            refusals.append(why)
+            stopped.set()
+
+    def told(tick: Tick) -> None:
+        progress.tell(tick)
+        for number, figures in enumerate(progress.figures):
+            if number not in asked and is_refused(figures):
+                asked[number] = asyncio.create_task(ask_why(plan.targets[number]))
+
+    await run(plan, generator, stopped, told)
+    await asyncio.gather(*asked.values())
+    if refusals:
+        progress.end()
+        raise LoadError(refusals[0])
+
+
+def is_refused(figures: Figures) -> bool:
+    """Say whether nothing has come but refusals that the next question may get as well."""
+    kinds = {(kind[:3], kind.endswith("Simulated")) for kind in figures.failures}
+    return bool(kinds) and kinds <= {(str(status), False) for status in REFUSALS} and not figures.words
 
 
 def report(plan: Plan, name: str, progress: Progress, svg: Path | None) -> int:
     """Print what was measured; return the exit code."""
-    labels, seconds = [str(target) for target in plan.targets], progress.elapsed_s
+    labels, seconds = names(plan.targets), progress.elapsed_s
     total, busy = together(progress.figures), progress.cpu_s / max(seconds, 0.001)
     title = f"{plan.streams:,} streams for {seconds:.0f} s: {total.replies:,} replies, {total.words:,} words"
     failed = failure_lines(labels, progress.figures)
@@ -131,6 +158,13 @@ def report(plan: Plan, name: str, progress: Progress, svg: Path | None) -> int:
     if svg:
         svg.write_text(draw(title, labels, progress.figures, failed))
     return 1 if total.failures or not total.words else 0
+
+
+def names(targets: Sequence[Target]) -> list[str]:
+    all_names = [str(target) for target in targets]
+    if len(all_names) == 2 and all_names[0] == all_names[1]:
+        return [f"{place} {name}" for place, name in zip(("first", "second"), all_names, strict=True)]
+    return all_names
 
 
 def parse(given: Sequence[str]) -> argparse.Namespace:

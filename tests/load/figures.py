@@ -14,14 +14,17 @@ BUCKET = math.log(1.02)
 
 PARTS = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
+# One user asks for all, as a rule: who is over one of these is soon over the next.
+USER_LIMITS = "USER_STREAM_LIMIT=0 USER_READER_LIMIT=0 USER_TURNS_PER_MINUTE=0"
+MORE = f"start the server with {USER_LIMITS} (no limit), or ask as more users (--users)"
+
 # What a refusal is about, and what to do.
 HINTS = {
-    "Too many replies": "raise USER_STREAM_LIMIT of the server (0: no limit), or ask as more users (--users)",
-    "Too many streams": "raise USER_READER_LIMIT of the server (0: no limit), or ask as more users (--users)",
-    "Too many turns": "raise USER_TURNS_PER_MINUTE of the server (0: no limit), or ask as more users (--users)",
+    "Too many replies": MORE,
+    "Too many streams": MORE,
+    "Too many turns": MORE,
     "503 Busy": "raise STREAM_LIMIT or WORKERS of the server, or its limit of descriptors",
     "Budget": "give the budgets of these users more units, or take them away",
-    "Bad sim": "start the server with SIM_FAULTS=1",
     "401 ": "say who asks: --header 'authorization: Bearer …'",
     "403 ": "say who asks: --header or --users; the demo user is there with SEED_DEMO=1",
     "404 ": "the URL is what /chat/stream follows",
@@ -136,5 +139,10 @@ def failure_lines(labels: Sequence[str], all_figures: Sequence[Figures]) -> list
         for kind, count in figures.failures.most_common()
     ]
     kinds = [kind for figures in all_figures for kind in figures.failures]
-    hints = [f"-> {part.strip()}: {hint}" for part, hint in HINTS.items() if any(part in kind for kind in kinds)]
-    return [*lines, *hints] or ["failed      0"]
+    return [*lines, *hints(kinds)] or ["failed      0"]
+
+
+def hints(kinds: Iterable[str]) -> list[str]:
+    """Return what to do about those that are known."""
+    of = list(kinds)
+    return [f"-> {part.strip()}: {hint}" for part, hint in HINTS.items() if any(part in kind for kind in of)]

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from . import streams
+from .asides import stop_replies
 from .figures import Figures, Tick
 from .plan import LoadError, Plan, Target
 
@@ -82,11 +83,16 @@ async def ticks(program: Path, plan: Plan, stopped: asyncio.Event) -> AsyncItera
         assert process.stdout
         stopping = asyncio.create_task(terminate(process, stopped))
         try:
+            left: dict[int, str] = {}
             async for line in process.stdout:
-                tick = json.loads(line)
-                yield Tick([Figures.read(figures) for figures in tick["figures"]], tick["cpu_s"])
+                said = json.loads(line)
+                if "reply" in said:
+                    left[said["stream"]] = said["reply"]
+                else:
+                    yield Tick([Figures.read(figures) for figures in said["figures"]], said["cpu_s"])
             if code := await process.wait():
                 raise LoadError(f"the generator has ended with {code}: try --python")
+            await stop_replies(plan, left)
         finally:
             stopping.cancel()
             with suppress(ProcessLookupError):

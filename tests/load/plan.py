@@ -53,6 +53,10 @@ class Target:
         # By far the longest line of a stream is left out, of which nothing is asked here.
         return f"{self.path}/chat/stream?fullText=0"
 
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://{self.netloc}{self.stream_path}"
+
 
 @dataclass(frozen=True)
 class Plan:

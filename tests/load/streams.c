@@ -3,7 +3,7 @@
 //
 // It is told by options, and by a file of requests: for each address as many as there are users, each ended by NUL.
 // Each second it prints a line of JSON: what has come since the last one (figures.py). It ends after `--seconds`, with
-// SIGTERM, and when nobody reads what it prints.
+// SIGTERM, and when nobody reads what it prints; its last lines are the replies that it leaves running.
 
 #define _GNU_SOURCE
 #include <errno.h>
@@ -259,6 +259,22 @@ static void print_tick(const Stream *streams) {
     memset(figures, 0, sizeof figures);
 }
 
+static void print_left(const Stream *streams) {
+    static const char header[] = "\r\nx-message-id: ";
+    for (int i = 0; i < options.streams; i++) {
+        const Stream *s = &streams[i];
+        if (s->state != READING || s->response.status != 200 || s->is_done) continue;
+        const char *found = strcasestr(s->response.head, header);
+        if (!found) continue;
+        const char *id = found + sizeof header - 1;
+        size_t length = strcspn(id, "\r");
+        // In need of no quotes.
+        if (!length || length >= KIND || strcspn(id, "\"\\\t ") < length) continue;
+        printf("{\"stream\": %d, \"reply\": \"%.*s\"}\n", i, (int)length, id);
+    }
+    fflush(stdout);
+}
+
 // Begin those that are to begin, and give up those that are silent.
 static void look(Stream *streams, double began_s) {
     for (int i = 0; i < options.streams; i++) {
@@ -328,5 +344,6 @@ int main(int argc, char **argv) {
         if (now_s - ticked_s >= TICK_S) print_tick(streams), ticked_s = now_s;
     }
     print_tick(streams);
+    print_left(streams);
     return 0;
 }

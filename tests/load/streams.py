@@ -11,6 +11,7 @@ from contextlib import suppress
 
 import aiohttp
 
+from .asides import stop_replies
 from .figures import Figures, Tick
 from .plan import AGAIN_S, Plan
 
@@ -36,10 +37,12 @@ class Stream:
     def __init__(self, plan: Plan, number: int, session: aiohttp.ClientSession) -> None:
         self._target = number % len(plan.targets)
         target = plan.targets[self._target]
-        self._url = f"{target.scheme}://{target.netloc}{target.stream_path}"
+        self._url = target.url
         self._headers = {"Content-Type": "application/json", **plan.users[plan.user_of(number)]}
         self._plan = plan
         self._session = session
+        # The reply that is under way.
+        self.reply_id: str | None = None
 
     async def talk(self, all_figures: list[Figures]) -> None:
         while True:
@@ -53,6 +56,7 @@ class Stream:
                 again_s = failed.again_s
             finally:
                 all_figures[self._target].open -= 1
+                self.reply_id = None
             await asyncio.sleep(again_s)
 
     async def _ask(self, all_figures: list[Figures]) -> None:
@@ -66,6 +70,7 @@ class Stream:
                 is_answered = True
                 if response.status != 200:
                     raise await refusal(response)
+                self.reply_id = response.headers.get("x-message-id")
                 await self._read(response, asked_s, all_figures)
         except aiohttp.ClientConnectorError as exc:
             number = exc.os_error.errno
@@ -117,6 +122,7 @@ async def ticks(plan: Plan, stopped: asyncio.Event, stream: Callable[..., Stream
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=plan.silence_s, sock_read=plan.silence_s)
     figures = [Figures() for _ in plan.targets]
     began_cpu_s = time.process_time()
+    all_streams: dict[int, Stream] = {}
     async with (
         aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
         asyncio.TaskGroup() as group,
@@ -124,7 +130,8 @@ async def ticks(plan: Plan, stopped: asyncio.Event, stream: Callable[..., Stream
 
         async def begin(number: int) -> None:
             await asyncio.sleep(plan.ramp_s * number / plan.streams)
-            await stream(plan, number, session).talk(figures)
+            all_streams[number] = stream(plan, number, session)
+            await all_streams[number].talk(figures)
 
         talks = [group.create_task(begin(number)) for number in range(plan.streams)]
         until_s = time.monotonic() + plan.seconds
@@ -134,5 +141,7 @@ async def ticks(plan: Plan, stopped: asyncio.Event, stream: Callable[..., Stream
             yield Tick(list(figures), time.process_time() - began_cpu_s)
             # Streams look theirs up each time.
             figures[:] = [Figures(open=old.open) for old in figures]
+        left = {number: asker.reply_id for number, asker in all_streams.items() if asker.reply_id}
         for talk in talks:
             talk.cancel()
+    await stop_replies(plan, left)
