@@ -3,7 +3,7 @@
 # make smoke  the CLI script against a running server
 # make bench  this server beside its peers, about 15 minutes (QUICK=1: 1, SMOKE=1: seconds); needs a C compiler, better
 #             also Node
-# make faults kills, cuts and floods it for half an hour
+# make faults kills, cuts and floods it for the better part of an hour
 # make conformance CLIENT='node client.js'  what your client makes of broken streams (ONLY=cuts: of some)
 # make soak   streams that break at random, for MINUTES=10; after that nothing may be left
 # make lint   ruff and mypy
