@@ -24,7 +24,7 @@
 
 enum { MAX_TARGETS = 2, BUCKETS = 1200, KINDS = 32, KIND = 80, LINE = 512 };
 
-static const double AGAIN_S = 1, LOOK_S = 0.01, TICK_S = 1;
+static const double AGAIN_S = 1, LOOK_S = 0.01, TICK_S = 1, ANSWER_S = 2;
 
 typedef enum { IDLE, CONNECTING, READING } State;
 
@@ -58,6 +58,7 @@ static char **requests;
 static Figures figures[MAX_TARGETS];
 static int poller;
 static double now_s;
+static bool is_over;
 static volatile sig_atomic_t is_stopped;
 
 static void die(const char *format, ...) {
@@ -187,6 +188,7 @@ static void finish(Stream *s) {
     if (s->error[0]) return fail(s, AGAIN_S, "error event: %s", s->error);
     if (!s->is_done) return fail(s, AGAIN_S, "ended without done");
     figures[s->target].replies++;
+    if (is_over) return hang_up(s);
     if (s->response.keep_alive) {
         s->asked = s->heard = now_s;
         return ask(s);
@@ -257,6 +259,28 @@ static void print_tick(const Stream *streams) {
     printf("]}\n");
     fflush(stdout);
     memset(figures, 0, sizeof figures);
+}
+
+static bool awaits_answers(const Stream *streams) {
+    for (int i = 0; i < options.streams; i++)
+        if (streams[i].state == READING && !streams[i].response.status) return true;
+    return false;
+}
+
+static void serve_some(void) {
+    struct epoll_event found[1024];
+    int count = epoll_wait(poller, found, 1024, LOOK_S * 1000);
+    for (int i = 0; i < count; i++) serve(found[i].data.ptr, found[i].events);
+    now_s = now();
+}
+
+// Ask no more, and wait a little for the answers that have not begun: they name the replies.
+static void end(Stream *streams) {
+    double ended_s = now_s;
+    is_over = true;
+    for (int i = 0; i < options.streams; i++)
+        if (streams[i].state == CONNECTING) hang_up(&streams[i]);
+    while (now_s - ended_s < ANSWER_S && awaits_answers(streams)) serve_some();
 }
 
 static void print_left(const Stream *streams) {
@@ -336,14 +360,12 @@ int main(int argc, char **argv) {
     poller = epoll_create1(EPOLL_CLOEXEC);
     double began_s = now_s = now(), looked_s = 0, ticked_s = began_s;
     while (!is_stopped && now_s - began_s < options.seconds) {
-        struct epoll_event found[1024];
-        int count = epoll_wait(poller, found, 1024, LOOK_S * 1000);
-        for (int i = 0; i < count; i++) serve(found[i].data.ptr, found[i].events);
-        now_s = now();
+        serve_some();
         if (now_s - looked_s >= LOOK_S) look(streams, began_s), looked_s = now_s;
         if (now_s - ticked_s >= TICK_S) print_tick(streams), ticked_s = now_s;
     }
     print_tick(streams);
+    end(streams);
     print_left(streams);
     return 0;
 }

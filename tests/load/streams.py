@@ -17,6 +17,9 @@ from .plan import AGAIN_S, Plan
 
 TICK_S = 1.0
 
+# At the end: for the answers that have not begun, since they name the replies.
+ANSWER_S = 2.0
+
 # A token event with more than white space, which JSON may write as an escape.
 WORD = re.compile(rb'data: \{"token":"(?: |\\[nrt])*[^ "]')
 DONE = b'data: {"token":"","done":true'
@@ -43,9 +46,11 @@ class Stream:
         self._session = session
         # The reply that is under way.
         self.reply_id: str | None = None
+        self.awaits_answer = False
+        self.is_over = False
 
     async def talk(self, all_figures: list[Figures]) -> None:
-        while True:
+        while not self.is_over:
             again_s = 0.0
             all_figures[self._target].open += 1
             try:
@@ -57,6 +62,7 @@ class Stream:
             finally:
                 all_figures[self._target].open -= 1
                 self.reply_id = None
+                self.awaits_answer = False
             await asyncio.sleep(again_s)
 
     async def _ask(self, all_figures: list[Figures]) -> None:
@@ -66,8 +72,9 @@ class Stream:
             request = self._session.post(
                 self._url, data=self._plan.body, headers=self._headers, allow_redirects=False
             )
+            self.awaits_answer = True
             async with request as response:
-                is_answered = True
+                is_answered, self.awaits_answer = True, False
                 if response.status != 200:
                     raise await refusal(response)
                 self.reply_id = response.headers.get("x-message-id")
@@ -141,6 +148,11 @@ async def ticks(plan: Plan, stopped: asyncio.Event, stream: Callable[..., Stream
             yield Tick(list(figures), time.process_time() - began_cpu_s)
             # Streams look theirs up each time.
             figures[:] = [Figures(open=old.open) for old in figures]
+        for asker in all_streams.values():
+            asker.is_over = True
+        ended_s = time.monotonic()
+        while time.monotonic() - ended_s < ANSWER_S and any(asker.awaits_answer for asker in all_streams.values()):
+            await asyncio.sleep(0.02)
         left = {number: asker.reply_id for number, asker in all_streams.items() if asker.reply_id}
         for talk in talks:
             talk.cancel()
