@@ -10,6 +10,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 from test_readme import DOCUMENTS
 
 from tests.conformance.__main__ import Outcome, chosen, fails, judge, junit, main
-from tests.conformance.judge import Evidence, Finding, Row, Run, Seen, verdict
+from tests.conformance.judge import Evidence, Finding, Row, Run, Seen, more_than_the_reply, stray, verdict
 from tests.conformance.rig import MESSAGE, Rig, running, text_of
 from tests.conformance.scenarios import FULL, GROUPS, QUICK, SCENARIOS, TEXT
 
@@ -133,8 +134,8 @@ def asked(came_s: float, over_s: float = 1.0, status: int = 200) -> Seen:
     return Seen("POST", None, True, came_s, status, over_s)
 
 
-def came(offset: int) -> Seen:
-    return Seen("GET", offset, False, 2.0, 200, 3.0)
+def came(offset: int, status: int = 200) -> Seen:
+    return Seen("GET", offset, False, 2.0, status, 3.0)
 
 
 def deleted(came_s: float) -> Seen:
@@ -142,6 +143,10 @@ def deleted(came_s: float) -> Seen:
 
 
 HALF = WHOLE[:50]
+# Two of the first 47 characters are of two bytes; of two UTF-16 units.
+PLAIN = WHOLE.encode("ascii", "replace").decode()
+ACCENTS, FACES = (PLAIN[:20] + 2 * char + PLAIN[22:] for char in "é🙂")
+BYTES = len(ACCENTS.encode())
 STOPPED = [Row("user", MESSAGE, "complete"), Row("assistant", HALF, "stopped")]
 
 
@@ -151,7 +156,100 @@ STOPPED = [Row("user", MESSAGE, "complete"), Row("assistant", HALF, "stopped")]
         ("bytes/plain", evidence(), ("PASS", "")),
         ("bytes/plain", evidence(HALF), ("FAIL", f"it takes 50 of {len(WHOLE)} characters for the whole")),
         ("bytes/plain", evidence(HALF, 3), ("WEAK", f"it gave up at 50 of {len(WHOLE)} characters")),
-        ("bytes/plain", evidence(code=None), ("FAIL", "it still ran after 20 s")),
+        (
+            "bytes/plain",
+            evidence(code=None),
+            ("FAIL", f"it still ran after 20 s: it has all {len(WHOLE)} characters, and did not exit"),
+        ),
+        ("bytes/plain", evidence(HALF, None), ("FAIL", "it still ran after 20 s")),
+        (
+            "errors/401",
+            evidence("", None, rows=[], seen=[asked(float(i), status=401) for i in range(10)]),
+            ("FAIL", "it still ran after 20 s, and had asked again 9 times after the 401"),
+        ),
+        (
+            "errors/401",
+            evidence("", None, rows=[], seen=[asked(0.0, status=401), asked(1.0, status=401)]),
+            ("FAIL", "it still ran after 20 s, and had asked again once after the 401"),
+        ),
+        (
+            "cuts/often",
+            evidence(HALF, None, rows=[Row("user", MESSAGE, "complete")] * 12, seen=[asked(0.0)] * 12),
+            ("FAIL", "it still ran after 20 s, and had asked 12 questions, expected one"),
+        ),
+        (
+            "cuts/often",
+            evidence(HALF, None, seen=[asked(0.0)] * 12),
+            ("FAIL", "it still ran after 20 s, and had sent the question 12 times"),
+        ),
+        (
+            "cuts/often",
+            evidence(HALF, None, seen=[asked(0.0), *[came(50)] * 7]),
+            ("FAIL", "it still ran after 20 s, and had come back 7 times"),
+        ),
+        (
+            "bytes/plain",
+            evidence(seen=[replace(asked(0.0), stray="the question came without `sim`")]),
+            ("FAIL", "the question came without `sim`"),
+        ),
+        # Its offset is of bytes, of UTF-16 units, is one too few, and is none.
+        (
+            "cuts/middle",
+            evidence(ACCENTS[:47] + ACCENTS[49:], text=ACCENTS, seen=[asked(0.0), came(49)]),
+            ("FAIL", "it came back with offset 49, and had 47 characters (49 are its UTF-8 bytes)"),
+        ),
+        (
+            "cuts/astral",
+            evidence(FACES[:47] + FACES[49:], text=FACES, seen=[asked(0.0), came(49)]),
+            ("FAIL", "it came back with offset 49, and had 47 characters (49 are its UTF-16 units)"),
+        ),
+        (
+            "cuts/middle",
+            evidence(HALF + WHOLE[49:], seen=[asked(0.0), came(49)]),
+            ("FAIL", "it came back with offset 49, and had 50 characters"),
+        ),
+        (
+            "cuts/middle",
+            evidence(HALF + WHOLE, seen=[asked(0.0), came(0)]),
+            ("FAIL", "it came back with offset 0, and had 50 characters"),
+        ),
+        (
+            "cuts/done",
+            evidence(ACCENTS, 3, text=ACCENTS, seen=[asked(0.0), came(BYTES, 409)]),
+            (
+                "WEAK",
+                f"it had all {len(ACCENTS)} characters, came back with offset {BYTES}, and was told 409"
+                f" ({BYTES} are its UTF-8 bytes)",
+            ),
+        ),
+        (
+            "cuts/done",
+            evidence(WHOLE, 3),
+            ("WEAK", f"it had all {len(WHOLE)} characters, and said that it is not the whole"),
+        ),
+        (
+            "cuts/middle",
+            evidence(HALF, 3, seen=[asked(0.0), came(500, 409)]),
+            ("WEAK", f"it had 50 of {len(WHOLE)} characters, came back with offset 500, and was told 409"),
+        ),
+        *(
+            (
+                scenario,
+                evidence(WHOLE[:had] + WHOLE, seen=[asked(0.0), asked(2.0)]),
+                (
+                    "FAIL",
+                    f"it began the reply anew at character {had}: "
+                    "a stream asked for by its key starts at its start; "
+                    f"come back with GET /chat/stream/{{id}}?offset={had}, or skip what it has",
+                ),
+            )
+            for scenario, had in (("cuts/middle", 47), ("cuts/done", len(WHOLE)))
+        ),
+        (
+            "cuts/middle",
+            evidence(HALF + WHOLE, seen=[asked(0.0), asked(2.0)], rows=[Row("user", MESSAGE, "complete")] * 2),
+            ("FAIL", None),
+        ),
         (
             "bytes/plain",
             evidence(code=-11),
@@ -201,6 +299,11 @@ STOPPED = [Row("user", MESSAGE, "complete"), Row("assistant", HALF, "stopped")]
             evidence(HALF, 3, rows=STOPPED, stop_after=50, seen=[asked(0.0), deleted(9.0)]),
             ("PASS", ""),
         ),
+        (
+            "acts/stop",
+            evidence(WHOLE[:175], 3, rows=STOPPED, stop_after=20, seen=[asked(0.0), deleted(9.0)]),
+            ("WEAK", "it stopped at 175 characters, was to at 20"),
+        ),
         ("acts/stop", evidence(), ("WEAK", "it did not stop the reply: no DELETE came")),
         (
             "acts/stop",
@@ -228,6 +331,45 @@ def test_verdict(scenario: str, seen_so: Evidence, expected: tuple[str, str | No
     [found] = chosen(scenario)
     worst, why = verdict(seen_so, found.checks)
     assert (worst, why if expected[1] is not None else None) == expected
+
+
+TOLD = {
+    "CHAT_MESSAGE": "Hi",
+    "CHAT_SIM": "fin@20",
+    "CHAT_ORG": "an org",
+    "CHAT_USER": "a user",
+    "CHAT_KEY": "a key",
+}
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        ({}, None),
+        ({"CHAT_KEY": None}, None),
+        (
+            {"CHAT_SIM": None},
+            "the question came without `sim`, expected CHAT_SIM in the body, or the URL of GET",
+        ),
+        (
+            {"CHAT_USER": None},
+            "the question came without `x-user-id`, expected CHAT_USER in a header, or userId in the URL",
+        ),
+        ({"CHAT_MESSAGE": "Ho"}, "the question came with `message` 'Ho', expected CHAT_MESSAGE: 'Hi'"),
+        ({"CHAT_ORG": "none"}, "the question came with `x-org-id` 'none', expected CHAT_ORG: 'an org'"),
+        ({"CHAT_KEY": "mine"}, "the question came with `idempotency-key` 'mine', expected CHAT_KEY: 'a key'"),
+    ],
+)
+def test_question_that_is_not_as_its_client_was_told(other: dict[str, str | None], expected: str | None) -> None:
+    assert stray({**TOLD, **other}, TOLD) == expected
+
+
+def test_more_than_the_reply_is_no_part_of_it() -> None:
+    assert more_than_the_reply("got You", "You said") == (
+        "stdout is for the reply alone, from character 0 on: 'got You', expected 'You said'"
+    )
+    for printed in ("You said", "You sad", "said", "", "You saidYou said"):
+        assert more_than_the_reply(printed, "You said") is None
 
 
 def test_scenarios_are_of_the_groups_and_named_once() -> None:
@@ -283,6 +425,13 @@ def test_client_that_is_none_is_told_in_a_line(
 ) -> None:
     mute = tmp_path / "mute.py"
     mute.write_text(NAIVE.replace("sys.stdout.write", "str"))
+    simless = tmp_path / "simless.py"
+    simless.write_text(NAIVE.replace(', "sim": os.environ["CHAT_SIM"]', ""))
+    talkative = tmp_path / "talkative.py"
+    talkative.write_text(NAIVE.replace("sys.stdout.write(", 'print("got", '))
+    no_line = tmp_path / "no_line"
+    no_line.write_text("true")
+    no_line.chmod(0o755)
     for client, said in (
         (
             "no-such-program",
@@ -294,6 +443,16 @@ def test_client_that_is_none_is_told_in_a_line(
         (
             shlex.join([*PYTHON, str(mute)]),
             "the client printed nothing, expected the reply; it was answered [200], ",
+        ),
+        (
+            shlex.join([*PYTHON, str(simless)]),
+            "the question came without `sim`, expected CHAT_SIM in the body, or the URL of GET\n",
+        ),
+        (shlex.join([*PYTHON, str(talkative)]), "stdout is for the reply alone, from character 0 on: 'got "),
+        (str(mute), f"the client is '{mute}', expected a command: the file {mute} is not executable\n"),
+        (
+            str(no_line),
+            "the client does not start: Exec format error; has it a first line like #!/bin/sh?\n",
         ),
     ):
         assert main([f"--database={postgres_url}", "--quick", client]) == 2

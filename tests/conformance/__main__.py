@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import shlex
 import shutil
 import sys
@@ -20,7 +21,7 @@ from typing import NamedTuple
 from app.storage.embedded import postgres
 from app.storage.migrate import migrate
 
-from .judge import Finding, last_line
+from .judge import Finding, last_line, more_than_the_reply
 from .rig import AT_ONCE, Rig, running
 from .scenarios import FULL, GROUPS, QUICK, SCENARIOS, Pace, Scenario
 
@@ -34,10 +35,11 @@ The client is run once for each scenario (in some twice, with the same key). Its
   CHAT_USER        the header x-user-id, or userId in the URL
   CHAT_KEY         the header idempotency-key
   CHAT_STOP_AFTER  if it is set: the user presses Stop (DELETE) once so many characters are seen; 0: at once
-  CHAT_SILENCE_S   a connection that is silent for so long, in seconds, is dead
+  CHAT_SILENCE_S   a connection on which not even a byte comes for so long, in seconds, is dead
 
-It prints the text of the reply, all that it has, and exits with 0 if the reply is complete, or with 3 if it
-noticed that it is not: an error, a refusal, Stop.
+It prints the text of the reply, all that it has and nothing else (a newline at the end is allowed), and exits
+with 0 if the reply is complete, or with 3 if it noticed that it is not: an error, a refusal, Stop. Any other exit
+code is a FAIL, which shows the last line of stderr; else stderr is ignored.
 
 PASS: as a user expects. WEAK: what it shows is right, and it says that it is not the whole; others go on here.
 FAIL: it shows what was not said, takes a part for the whole, asks twice, or does not end. The exit code is 1 where
@@ -64,7 +66,9 @@ def parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("client", help="its command, as one argument: 'node client.js'")
     parser.add_argument("--only", default="", metavar="NAMES", help=f"{', '.join(GROUPS)}, or acts/stop")
     parser.add_argument(
-        "--quick", action="store_true", help="waits are short: for clients that go by CHAT_SILENCE_S"
+        "--quick",
+        action="store_true",
+        help="waits are short: for clients that go by CHAT_SILENCE_S, on a machine that is not busy",
     )
     parser.add_argument("--strict", action="store_true", help="WEAK counts as FAIL")
     parser.add_argument("--junit", type=Path, metavar="FILE", help="write JUnit XML, too")
@@ -99,7 +103,11 @@ def command_of(client: str) -> list[str]:
     if not command:
         raise NoClient("there is no client, expected a command: 'node client.js'")
     if shutil.which(command[0]) is None:
-        raise NoClient(f"the client is {client!r}, expected a command: there is no program of that name")
+        why = "there is no program of that name"
+        if Path(command[0]).is_file():
+            runs = os.access(command[0], os.X_OK)
+            why = f"it is ./{command[0]}" if runs else f"the file {command[0]} is not executable"
+        raise NoClient(f"the client is {client!r}, expected a command: {why}")
     return command
 
 
@@ -145,14 +153,21 @@ async def judge(url: str, command: Sequence[str], scenarios: Sequence[Scenario],
 async def try_out(rig: Rig, command: Sequence[str]) -> None:
     """Ask once, with nothing done to the stream: who fails here is no client yet."""
     [plain] = chosen("bytes/plain")
-    evidence = await rig.run(plain, command)
+    try:
+        evidence = await rig.run(plain, command)
+    except OSError as exc:
+        raise NoClient(f"the client does not start: {exc.strerror}; has it a first line like #!/bin/sh?") from None
     [run] = evidence.runs
     said = f"its exit code is {run.code}, its last line {last_line(run.stderr or run.printed)!r}"
     if not evidence.seen:
         raise NoClient(f"the client sent no request to CHAT_URL; {said}")
+    if strays := [seen.stray for seen in evidence.seen if seen.stray]:
+        raise NoClient(strays[0])
     if not run.printed:
         statuses = [seen.status for seen in evidence.seen]
         raise NoClient(f"the client printed nothing, expected the reply; it was answered {statuses}, and {said}")
+    if more := more_than_the_reply(run.printed, evidence.text):
+        raise NoClient(more)
 
 
 class Progress:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -13,6 +13,21 @@ EARLY_S = 0.05
 
 # The user has pressed Stop, and waits.
 STOP_S = 5.0
+
+# More than a client sees by Stop, though its machine stands still for a second.
+STOP_CHARS = 150
+
+# By so much of it a text is known.
+KNOWN_CHARS = 20
+
+# What goes with a question: the name it has, and where.
+GIVEN = {
+    "CHAT_MESSAGE": ("message", "in the body, or the URL of GET"),
+    "CHAT_SIM": ("sim", "in the body, or the URL of GET"),
+    "CHAT_ORG": ("x-org-id", "in a header, or orgId in the URL"),
+    "CHAT_USER": ("x-user-id", "in a header, or userId in the URL"),
+    "CHAT_KEY": ("idempotency-key", "in a header"),
+}
 
 # FAIL: it shows what was not said, takes a part for the whole, asks twice, or does not end. WEAK: it is honest and
 # gives up, where others go on.
@@ -37,6 +52,8 @@ class Seen:
     status: int | None = None
     # Once it was answered, or its connection closed.
     over_s: float | None = None
+    # What of the question is not what the client was given, in a sentence.
+    stray: str | None = None
 
 
 @dataclass
@@ -72,6 +89,11 @@ class Evidence:
         return [seen for seen in self.seen if seen.is_question]
 
     @property
+    def asked(self) -> list[str]:
+        """What is stored of it."""
+        return [row.content for row in self.rows if row.role == "user"]
+
+    @property
     def reply(self) -> Row | None:
         return next((row for row in self.rows if row.role == "assistant"), None)
 
@@ -89,9 +111,14 @@ def verdict(evidence: Evidence, checks: tuple[Check, ...]) -> Finding:
     return Finding("PASS", "")
 
 
-def difference(printed: str, text: str) -> str:
+def same(printed: str, text: str) -> int:
+    """Return how many characters are the same from the start on."""
     pairs = enumerate(zip(printed, text, strict=False))
-    at = next((i for i, (one, other) in pairs if one != other), min(len(printed), len(text)))
+    return next((i for i, (one, other) in pairs if one != other), min(len(printed), len(text)))
+
+
+def difference(printed: str, text: str) -> str:
+    at = same(printed, text)
     return f"from character {at} on: {printed[at : at + 20]!r}, expected {text[at : at + 20]!r}"
 
 
@@ -101,17 +128,110 @@ def last_line(text: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in line)
 
 
+def stray(given: Mapping[str, str | None], told: Mapping[str, str]) -> str | None:
+    """Return what of a question is not what its client was told; a key may be left out, as EventSource does."""
+    for variable, (name, where) in GIVEN.items():
+        value, expected = given[variable], told[variable]
+        if value is None and variable != "CHAT_KEY":
+            return f"the question came without `{name}`, expected {variable} {where}"
+        if value is not None and value != expected:
+            return f"the question came with `{name}` {value[:40]!r}, expected {variable}: {expected!r}"
+    return None
+
+
+def more_than_the_reply(printed: str, text: str) -> str | None:
+    # Who has lost the start of the reply shows a part of it.
+    if printed in text or same(printed, text) > 0:
+        return None
+    return f"stdout is for the reply alone, {difference(printed, text)}"
+
+
+def times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+# ---- Offsets
+
+
+def units(text: str, offset: int) -> str:
+    """Return by which mistake an offset is that of a text, in parentheses."""
+    if offset == len(text):
+        return ""
+    if offset == len(text.encode("utf-16-le")) // 2:
+        return f" ({offset} are its UTF-16 units)"
+    if offset == len(text.encode()):
+        return f" ({offset} are its UTF-8 bytes)"
+    return ""
+
+
+def anew(evidence: Evidence, printed: str) -> str | None:
+    """Return what is to be said to who asked again with the key, and took what came for the rest."""
+    text = evidence.text
+    if len(evidence.questions) <= len(evidence.runs) or len(evidence.asked) > 1:
+        return None
+    for had in range(1, same(printed, text) + 1):
+        again = printed[had : had + KNOWN_CHARS]
+        if again and text.startswith(again) and (len(again) == KNOWN_CHARS or len(printed) > len(text)):
+            return (
+                f"it began the reply anew at character {had}: a stream asked for by its key starts at its start; "
+                f"come back with GET /chat/stream/{{id}}?offset={had}, or skip what it has"
+            )
+    return None
+
+
+def had_before(offset: int, printed: str, text: str) -> list[int]:
+    """Return after how many characters, but not `offset`, what is from there on is shown: the likeliest first."""
+    rest = text[offset : offset + KNOWN_CHARS]
+    is_last = len(rest) < KNOWN_CHARS
+    all_had = [
+        had
+        for had in range(same(printed, text) + 1)
+        if had != offset and rest and (printed[had:] == rest if is_last else printed.startswith(rest, had))
+    ]
+    return sorted(all_had, key=lambda had: not units(text[:had], offset))
+
+
+def wrong_offset(evidence: Evidence, printed: str) -> str | None:
+    """Return with which offset it came back, if what it shows goes on from there after other characters."""
+    text = evidence.text
+    for seen in evidence.seen:
+        if seen.offset is None:
+            continue
+        for had in had_before(seen.offset, printed, text):
+            why = units(text[:had], seen.offset)
+            return f"it came back with offset {seen.offset}, and had {had} characters{why}"
+    return None
+
+
 # ---- Of every client
 
 
 def ended(evidence: Evidence) -> Iterator[Finding]:
     for run in evidence.runs:
         if run.code is None:
-            yield Finding("FAIL", f"it still ran after {evidence.limit_s:g} s")
+            yield Finding("FAIL", f"it still ran after {evidence.limit_s:g} s{still_did(evidence, run)}")
         elif run.code not in (COMPLETE, NOTICED):
             yield Finding(
                 "FAIL", f"its exit code is {run.code}, expected 0 or 3; its last line: {last_line(run.stderr)!r}"
             )
+
+
+def still_did(evidence: Evidence, run: Run) -> str:
+    """Return what was seen of a client that did not end."""
+    questions, returns = evidence.questions, [seen for seen in evidence.seen if seen.offset is not None]
+    refused = next((seen for seen in questions if (seen.status or 0) >= 400), None)
+    again = len(questions) - questions.index(refused) - 1 if refused else 0
+    if run.printed == evidence.text:
+        return f": it has all {len(run.printed)} characters, and did not exit"
+    if refused and again:
+        return f", and had asked again {times(again)} after the {refused.status}"
+    if len(evidence.asked) > 1:
+        return f", and had asked {len(evidence.asked)} questions, expected one"
+    if len(questions) > len(evidence.runs):
+        return f", and had sent the question {times(len(questions))}"
+    if returns:
+        return f", and had come back {times(len(returns))}"
+    return ""
 
 
 def ended_unless_dead(evidence: Evidence) -> Iterator[Finding]:
@@ -124,15 +244,20 @@ def ended_unless_dead(evidence: Evidence) -> Iterator[Finding]:
 def says_what_was_said(evidence: Evidence) -> Iterator[Finding]:
     for run in evidence.runs:
         if not evidence.text.startswith(run.printed):
-            yield Finding("FAIL", f"it shows what was not said, {difference(run.printed, evidence.text)}")
+            why = anew(evidence, run.printed) or wrong_offset(evidence, run.printed)
+            why = why or f"it shows what was not said, {difference(run.printed, evidence.text)}"
+            yield Finding("FAIL", why)
         elif run.code == COMPLETE and run.printed != evidence.text:
             yield Finding("FAIL", f"it takes {len(run.printed)} of {len(evidence.text)} characters for the whole")
 
 
 def asked_once(evidence: Evidence) -> Iterator[Finding]:
-    stored = [row.content for row in evidence.rows if row.role == "user"]
+    stored = evidence.asked
     if not evidence.questions:
         yield Finding("FAIL", "it asked nothing")
+    for seen in evidence.seen:
+        if seen.stray:
+            yield Finding("FAIL", seen.stray)
     if len(stored) > 1:
         yield Finding("FAIL", f"it asked {len(stored)} questions, expected the one once")
     if stored and stored[0] != evidence.message:
@@ -145,7 +270,18 @@ def asked_once(evidence: Evidence) -> Iterator[Finding]:
 def is_whole(evidence: Evidence) -> Iterator[Finding]:
     for run in evidence.runs:
         if run.code == NOTICED:
-            yield Finding("WEAK", f"it gave up at {len(run.printed)} of {len(evidence.text)} characters")
+            yield Finding("WEAK", gave_up(evidence, run.printed))
+
+
+def gave_up(evidence: Evidence, printed: str) -> str:
+    had = f"all {len(printed)}" if printed == evidence.text else f"{len(printed)} of {len(evidence.text)}"
+    for seen in evidence.seen:
+        if seen.status == 409 and seen.offset is not None:
+            why = units(printed, seen.offset)
+            return f"it had {had} characters, came back with offset {seen.offset}, and was told 409{why}"
+    if printed == evidence.text:
+        return f"it had {had} characters, and said that it is not the whole"
+    return f"it gave up at {had} characters"
 
 
 def is_no_whole(evidence: Evidence) -> Iterator[Finding]:
@@ -196,6 +332,8 @@ def stopped(evidence: Evidence) -> Iterator[Finding]:
     for run in evidence.runs:
         if evidence.stop_after is not None and len(run.printed) < evidence.stop_after:
             yield Finding("FAIL", f"it shows {len(run.printed)} characters, and stopped at {evidence.stop_after}")
+        if evidence.stop_after and len(run.printed) > evidence.stop_after + STOP_CHARS:
+            yield Finding("WEAK", f"it stopped at {len(run.printed)} characters, was to at {evidence.stop_after}")
         if evidence.stop_after == 0 and (late_s := stops[0].came_s - evidence.seen[0].came_s) > STOP_S:
             yield Finding("FAIL", f"it stopped {late_s:.1f} s after it was to")
         if (took_s := run.over_s - stops[0].came_s) > STOP_S:

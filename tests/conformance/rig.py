@@ -6,6 +6,7 @@ Each scenario has a port and a user of its own, so that whatever comes to that p
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -24,7 +25,7 @@ from app.models.texts import seeded, told
 from app.server import create_app
 from app.settings import Settings
 
-from .judge import Evidence, Finding, Row, Run, Seen, verdict
+from .judge import Evidence, Finding, Row, Run, Seen, stray, verdict
 from .scenarios import Pace, Scenario
 
 SEED = "conformance"
@@ -51,6 +52,8 @@ class Rig:
         self._pace = pace
         self._seen: dict[Port, list[Seen]] = {}
         self._loses_answer: set[Port] = set()
+        # What the client of a port was told.
+        self._told: dict[Port, dict[str, str]] = {}
         settings = Settings(
             database_url=database_url,
             sim_faults=True,
@@ -89,6 +92,7 @@ class Rig:
             }
             if scenario.stop_after is not None:
                 environ["CHAT_STOP_AFTER"] = str(scenario.stop_after)
+            self._told[port] = environ
             runs = [self._run_client(command, environ) for _ in range(scenario.runs)]
             evidence.runs += await asyncio.gather(*runs) if scenario.at_once else [await run for run in runs]
         with self._connect() as cursor:
@@ -155,6 +159,9 @@ class Rig:
         offset = offset_of(request)
         seen = Seen(request.method, offset, is_stream and offset is None, loop.time())
         self._seen.setdefault(port_of(request), []).append(seen)
+        is_ticket = request.method == "POST" and request.path == "/chat/stream/ticket"
+        if (seen.is_question or is_ticket) and (given := await given_by(request)):
+            seen.stray = stray(given, self._told[port_of(request)])
         try:
             response = await handler(request)
             seen.status = response.status
@@ -187,6 +194,30 @@ def offset_of(request: web.Request) -> int | None:
     event_id = request.headers.get("last-event-id") or request.query.get("lastEventId", "")
     match = re.search(r":(\d+)", event_id)
     return int(match[1]) if match else None
+
+
+async def given_by(request: web.Request) -> dict[str, str | None] | None:
+    """Return what a question says; None if the server is to say what it is."""
+    query, headers = request.query, request.headers
+    if request.method == "POST":
+        try:
+            asked = json.loads(await request.read())
+        except ValueError:
+            return None
+    elif request.method == "GET" and "ticket" not in query:
+        asked = dict(query)
+    else:
+        return None
+    if not isinstance(asked, dict):
+        return None
+    said = {name: None if (value := asked.get(name)) is None else str(value) for name in ("message", "sim")}
+    return {
+        "CHAT_MESSAGE": said["message"],
+        "CHAT_SIM": said["sim"],
+        "CHAT_ORG": headers.get("x-org-id", query.get("orgId")),
+        "CHAT_USER": headers.get("x-user-id", query.get("userId")),
+        "CHAT_KEY": headers.get("idempotency-key"),
+    }
 
 
 def text_of(sim: str) -> str:
