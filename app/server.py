@@ -204,7 +204,7 @@ async def keep_metrics(app: web.Application) -> AsyncIterator[None]:
         yield
         return
     # Not installed where it is not needed.
-    from app.metrics import Metrics, shown
+    from app.api.metrics import Metrics, shown
 
     metrics = Metrics(app[TURNS], app[MIRRORS], app[READERS], app[GUARD], app[LIMITS], app[DATABASE], app[TIMINGS])
     app.on_response_prepare.append(metrics.note)
