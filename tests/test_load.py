@@ -126,7 +126,7 @@ async def test_figures_are_those_of_a_known_schedule(
 ) -> None:
     server = await start_server(sim_faults=True)
     # Of 9 gaps of a reply one is long, so that it is p95, and not p50; also where the next is in its middle.
-    sim = "ttft=300ms gap=20ms stall@4=400ms words=10 seed=7"
+    sim = "ttft=300ms gap=100ms stall@4=800ms words=10 seed=7"
     asked = plan(server.make_url(""), tenant, streams=4, sim=sim)
     figures = await measured(asked, python, lambda figures: figures.replies >= 4)
     assert figures.failures == {}
@@ -139,8 +139,8 @@ async def test_figures_are_those_of_a_known_schedule(
     # On a busy machine all is late, and what is late comes closer together.
     assert 296 < first["p50"] < 2000
     assert first["p50"] <= first["p95"] <= first["p99"] <= first["max"]
-    assert 1 < gaps["p50"] < 200
-    assert 390 < gaps["p95"] < 2000
+    assert 20 < gaps["p50"] < 400
+    assert 790 < gaps["p95"] < 2000
     assert gaps["p95"] <= gaps["p99"] <= gaps["max"]
 
 
