@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from aiohttp import web
 from aiohttp.http import HttpVersion11
 
-from app.api.history import PAGE_BYTES, describe, refuse_stranger
-from app.api.identity import CALLER, parse_uuid
+from app.api.history import PAGE_BYTES, describe, known, names, refuse_stranger
+from app.api.identity import CALLER
 from app.api.inputs import PAGE_SIZE_LIMIT, iso, read_title
 from app.errors import ApiError, unknown_chat
 from app.logs import OUTCOME
 from app.replies.elsewhere import ELSEWHERE
 from app.replies.reader import READERS, Client
-from app.replies.sse import encode_json
+from app.replies.sse import encode_json, reset
 from app.settings import SETTINGS
 from app.statuses import Usage
 from app.storage.store import STORE
@@ -79,8 +77,9 @@ async def export(request: web.Request) -> web.StreamResponse:
         except ApiError:
             request[OUTCOME] = "cut"
         finally:
-            if not is_whole:
-                reset(request)
+            # HTTP/1.0 has no other sign of it.
+            if not is_whole and request.transport is not None:
+                reset(request.transport)
     return response
 
 
@@ -114,14 +113,6 @@ async def write(request: web.Request, response: web.StreamResponse, data: bytes)
             await response.write(data[start : start + WRITE_BYTES])
 
 
-def reset(request: web.Request) -> None:
-    """Break the connection off, so that nobody takes a part for the whole: HTTP/1.0 has no other sign of it."""
-    if request.transport is not None:
-        linger = struct.pack("ii", 1, 0)
-        request.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        request.transport.abort()
-
-
 def encode_message(row: Any) -> bytes:
     message = {"message_id": row.message_id, "role": row.role, "content": row.content, "status": row.status}
     if row.role == "assistant" and row.status == "complete":
@@ -136,21 +127,3 @@ def encode_message(row: Any) -> bytes:
 
 def encode_line(value: dict[str, Any]) -> bytes:
     return f"{encode_json(value)}\n".encode("ascii")
-
-
-def names(request: web.Request) -> dict[str, str]:
-    """Return who is asking, and about which chat, as the statements take it."""
-    return request[CALLER]._asdict() | {"chat_id": parse_uuid("chat_id", request.match_info["chat_id"])}
-
-
-def known(request: web.Request, row: Any | None) -> Any:
-    """Return a chat's row.
-
-    Raises:
-        ApiError: 403, the user is not in the org; 404, they have no such chat.
-    """
-    if row is None:
-        refuse_stranger(request)
-    if row is None or row.chat_id is None:
-        raise unknown_chat()
-    return row

@@ -46,17 +46,11 @@ def describe(chat: Any) -> dict[str, str]:
 
 async def list_messages(request: web.Request) -> web.Response:
     """`GET /chats/{chat_id}/messages`: from the chat's end, oldest first within a page."""
-    org_id, user_id = request[CALLER]
-    chat_id = parse_uuid("chat_id", request.match_info["chat_id"])
+    chat = names(request)
     limit, before = read_page(request)
-    rows = await request.app[STORE].message_list(
-        org_id=org_id, user_id=user_id, chat_id=chat_id, before=before, page_size=limit + 1, page_bytes=PAGE_BYTES
-    )
-    if not rows:
-        refuse_stranger(request)
-    if not rows or rows[0].chat_id is None:
-        raise unknown_chat()
-    if not rows[0].before_known:
+    rows = await request.app[STORE].message_list(**chat, before=before, page_size=limit + 1, page_bytes=PAGE_BYTES)
+    first = known(request, rows[0] if rows else None)
+    if not first.before_known:
         raise ApiError(404, "Not found", "There is no such message to page before.")
     messages = [
         {
@@ -69,8 +63,26 @@ async def list_messages(request: web.Request) -> web.Response:
         for row in rows
         if row.fits
     ][-limit:]
-    more = rows[0].message_id is not None and len(rows) > len(messages)
+    more = first.message_id is not None and len(rows) > len(messages)
     return web.json_response({"messages": messages, "next": messages[0]["message_id"] if more else None})
+
+
+def names(request: web.Request) -> dict[str, str]:
+    """Return who is asking, and about which chat, as the statements take it."""
+    return request[CALLER]._asdict() | {"chat_id": parse_uuid("chat_id", request.match_info["chat_id"])}
+
+
+def known(request: web.Request, row: Any | None) -> Any:
+    """Return a chat's row.
+
+    Raises:
+        ApiError: 403, the user is not in the org; 404, they have no such chat.
+    """
+    if row is None:
+        refuse_stranger(request)
+    if row is None or row.chat_id is None:
+        raise unknown_chat()
+    return row
 
 
 def refuse_stranger(request: web.Request) -> None:

@@ -6,15 +6,13 @@ import asyncio
 import codecs
 import json
 import logging
-import socket
-import struct
 from collections import deque
 from typing import Literal, get_args
 
 from aiohttp import web
 
 from app.models.knobs import Fault, Knobs
-from app.replies.sse import PING, ClientGone, EventStream, decode_chunk, encode_chunk
+from app.replies.sse import PING, ClientGone, EventStream, decode_chunk, encode_chunk, reset
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +24,6 @@ LOOK_S = 0.1
 
 # A stream's packets that are cut as small as is asked for; the rest is as it comes.
 SMALL_PACKETS = 100_000
-
-# Closed so, a socket sends RST in place of FIN: SO_LINGER, for 0 seconds.
-NO_LINGER = struct.pack("ii", 1, 0)
 
 # A comment, a field that is none, one without a value, a block that holds no more than that.
 NOISE = b": noise\nnoise: noise\nnoise\n\n"
@@ -154,9 +149,7 @@ class FaultyStream(EventStream):
             raise ClientGone
         if knobs.rst and knobs.rst.at == self._events_sent and self._faults.take("rst"):
             await super().drain()
-            transport = self._open_transport()
-            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
-            transport.abort()
+            reset(self._open_transport())
             raise ClientGone
         if knobs.hang and knobs.hang.at == self._events_sent and self._faults.take("hang"):
             await super().drain()

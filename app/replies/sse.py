@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import struct
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
@@ -44,6 +46,16 @@ NO_HEADERS: CIMultiDict[str] = CIMultiDict()
 
 # Without a blank line after it: several clients make an empty message of that.
 PING = encode_chunk(b": ping\n")
+
+
+# Closed so, a socket sends RST in place of FIN: SO_LINGER, for 0 seconds.
+NO_LINGER = struct.pack("ii", 1, 0)
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """Break a connection off, so that its peer takes no part for the whole."""
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
+    transport.abort()
 
 
 class ClientGone(ConnectionResetError):
