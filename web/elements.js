@@ -33,6 +33,13 @@ function write(element, text) {
     if (element.textContent !== text) element.textContent = text;
 }
 
+/** Save a file. */
+function download(blob, name) {
+    const link = el('a', { href: URL.createObjectURL(blob), download: name });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 60_000); // Some browsers begin to read it late.
+}
+
 /** Have a text read aloud. */
 function announce(text) {
     if (text.trim()) $('live').append(el('p', { textContent: text }));

@@ -149,10 +149,7 @@ const inspector = (() => {
     }
 
     function exportLines() {
-        const blob = new Blob(recording.jsonLines(), { type: 'application/jsonl' });
-        const link = el('a', { href: URL.createObjectURL(blob), download: `reply-${item.id || 'unknown'}.jsonl` });
-        link.click();
-        setTimeout(() => URL.revokeObjectURL(link.href), 60_000); // Some browsers begin to read it late.
+        download(new Blob(recording.jsonLines(), { type: 'application/jsonl' }), `reply-${item.id || 'unknown'}.jsonl`);
     }
 
     function cut(awayMs) {

@@ -150,9 +150,7 @@ class ChatRow {
                 throw new Failure('Export cut short', 'The connection broke before the file was complete.');
             });
             const name = this.title.replace(/[^\p{L}\p{N}]+/gu, '-').slice(0, 60);
-            const link = el('a', { href: URL.createObjectURL(blob), download: `${name}.jsonl` });
-            link.click();
-            setTimeout(() => URL.revokeObjectURL(link.href), 60_000); // Some browsers begin to read it late.
+            download(blob, `${name}.jsonl`);
         } catch (error) {
             this.#list.failed(error, () => this.export());
         }
