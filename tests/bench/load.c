@@ -16,7 +16,6 @@
 #include <fcntl.h>
 #include <math.h>
 #include <netinet/tcp.h>
-#include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <sys/epoll.h>
@@ -26,6 +25,7 @@
 #include <unistd.h>
 
 #include "http.h"
+#include "program.h"
 
 enum { MAX_TOKENS = 1024, TAIL = 4096 };
 
@@ -65,21 +65,6 @@ static Samples lateness, first_token, whole;
 static long long tokens_in_window, reads_in_window, bytes_in_window, ended_in_window, ended, opened, reconnected;
 static long long failed_connect, failed_status, failed_content, failed_short;
 static char first_failure[256];
-
-static void die(const char *format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    vfprintf(stderr, format, arguments);
-    va_end(arguments);
-    fputc('\n', stderr);
-    exit(2);
-}
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec + t.tv_nsec / 1e9;
-}
 
 static bool in_window(double t) { return t >= window_from && t < window_to; }
 

@@ -81,7 +81,7 @@ def compile_load() -> None:
     """Make the load generator, anew where its source is newer."""
     BUILD.mkdir(exist_ok=True)
     source, program = HERE / "load.c", BUILD / "load"
-    newest = max(file.stat().st_mtime for file in (source, HERE / "http.h"))
+    newest = max(file.stat().st_mtime for file in (source, *HERE.glob("*.h")))
     if not program.exists() or program.stat().st_mtime < newest:
         try:
             subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-o", program, source, "-lm"], check=True)

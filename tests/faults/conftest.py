@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -60,12 +59,6 @@ def say(capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
 @pytest.fixture(scope="session")
 def node() -> str:
     """Node, with the packages that the scripts take."""
-    from test_network import tool
+    from test_network import node_with
 
-    program = tool("node", "nodejs")
-    subprocess.run(
-        [tool("npm", "npm"), "install", "--no-audit", "--no-fund", "--no-package-lock", "--silent"],
-        cwd=NODE,
-        check=True,
-    )
-    return program
+    return node_with(NODE)

@@ -6,13 +6,12 @@ Needs Node and npm (Debian: apt-get install nodejs npm), and npm's registry.
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from ledger import FULL
-from test_network import tool
+from test_network import node_with
 from test_readme import table
 
 from tests.conformance.__main__ import judge
@@ -29,13 +28,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def node() -> str:
     """Node, with the libraries of the example clients."""
-    program = tool("node", "nodejs")
-    subprocess.run(
-        [tool("npm", "npm"), "install", "--no-audit", "--no-fund", "--no-package-lock", "--silent"],
-        cwd=CLIENTS,
-        check=True,
-    )
-    return program
+    return node_with(CLIENTS)
 
 
 def clients() -> list[tuple[str, str, str]]:

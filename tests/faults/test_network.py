@@ -51,6 +51,17 @@ def tool(name: str, package: str) -> str:
     return path
 
 
+def node_with(folder: Path) -> str:
+    """Return Node, with the packages that the scripts of a folder take."""
+    program = tool("node", "nodejs")
+    subprocess.run(
+        [tool("npm", "npm"), "install", "--no-audit", "--no-fund", "--no-package-lock", "--silent"],
+        cwd=folder,
+        check=True,
+    )
+    return program
+
+
 def words_of(entry: Entry) -> list[float]:
     """Return when each word came, in seconds from the request on."""
     assert entry.words_at_s

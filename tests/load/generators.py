@@ -39,7 +39,7 @@ def choose(plan: Plan, *, python: bool) -> tuple[str, Generator]:
 def compiled() -> Path:
     """Return the program, made anew where its source is newer."""
     program = BUILD / "streams"
-    sources = [HERE / "streams.c", HERE.parent / "bench" / "http.h"]
+    sources = [HERE / "streams.c", *(HERE.parent / "bench").glob("*.h")]
     if not program.exists() or program.stat().st_mtime < max(source.stat().st_mtime for source in sources):
         BUILD.mkdir(exist_ok=True)
         # Two may do so at once.

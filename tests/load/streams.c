@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include "../bench/http.h"
+#include "../bench/program.h"
 
 enum { MAX_TARGETS = 2, BUCKETS = 1200, KINDS = 32, KIND = 80, LINE = 512 };
 
@@ -60,21 +61,6 @@ static int poller;
 static double now_s;
 static bool is_over;
 static volatile sig_atomic_t is_stopped;
-
-static void die(const char *format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    vfprintf(stderr, format, arguments);
-    va_end(arguments);
-    fputc('\n', stderr);
-    exit(2);
-}
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec + t.tv_nsec / 1e9;
-}
 
 static void add(Times *times, double value) {
     int bucket = log(fmax(value * 1e6, 1)) / log(1.02);
