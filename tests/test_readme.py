@@ -20,7 +20,7 @@ import jwt
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from playwright.async_api import Page, async_playwright
+from playwright.async_api import Page, Route, async_playwright
 from psycopg2.extensions import parse_dsn
 from serving import StartServer
 from support import Gated, Rows, Tenant, events, eventually, says
@@ -453,11 +453,16 @@ async def test_javascript_client_gives_up_a_silent_connection_and_comes_back(
 
 @pytest.mark.browser
 async def test_javascript_client_whose_reply_ended_meanwhile_says_so(
-    start_server: StartServer, page: Page, json_headers: dict[str, str]
+    start_server: StartServer, page: Page, rows: Rows, tenant: Tenant, json_headers: dict[str, str]
 ) -> None:
+    async def return_late(route: Route) -> None:  # in time, it would be given the last event
+        await eventually(lambda: rows.messages(tenant.org_id)[1:] == [("assistant", "word ", "disconnected")])
+        await route.continue_()
+
     model = Gated()
     server = await start_server(model=model, resume_window_s=0)
     tab = Tab(page, server, json_headers)
+    await page.route(re.compile(r"/chat/stream/.*offset="), return_late)
     reading = await tab.ask()
     model.go()
     await tab.shows("word ")
