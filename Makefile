@@ -17,9 +17,9 @@ export PORT
 # To the shell as it is, whatever quotes are in it.
 export CLIENT
 
-# Each file of tests in one process, so that its tests share a PostgreSQL or a browser.
-# Most of them wait for something, so three keep two cores busy.
-AT_ONCE := -n 3 --dist loadfile
+# Each file of tests in one process, so that its tests share a PostgreSQL or a browser. Most of them wait for something,
+# so four keep two cores busy; in the order of their names, which has the long ones (faults/) first.
+AT_ONCE := -n 4 --dist loadfile --no-loadscope-reorder
 
 VENV := .venv
 BIN := $(VENV)/bin
