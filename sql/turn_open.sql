@@ -65,7 +65,7 @@ last_reply as (
         and messages.position = chats.message_count
 ),
 place as (
-    select gen_random_uuid() as chat_id, 0 as message_count
+    select new_id() as chat_id, 0 as message_count
     from (select id from caller union all select id from newcomer) as anyone
     where %(chat_id)s::uuid is null
     union all
@@ -154,7 +154,7 @@ continued as (
 ),
 question as (
     insert into messages (org_id, id, chat_id, position, role, content, status, created_at, finished_at)
-    select %(org_id)s, gen_random_uuid(), chat_id, message_count + 1, 'user', %(content)s, 'complete', at, at
+    select %(org_id)s, new_id(), chat_id, message_count + 1, 'user', %(content)s, 'complete', at, at
     from admitted
 ),
 reply as (

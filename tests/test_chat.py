@@ -6,8 +6,9 @@ import asyncio
 import gzip
 import json
 import re
+import time
 from typing import Any
-from uuid import uuid4
+from uuid import RFC_4122, UUID, uuid4
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
@@ -58,6 +59,22 @@ async def test_conversation_goes_on_and_the_model_is_given_it(
         # Of the last three before the question, the whole turns: it begins with a question.
         [Message("user", "question 2"), Message("assistant", "reply 2"), Message("user", "question 3")],
     ]
+
+
+async def test_new_ids_stand_side_by_side_in_the_indexes(
+    start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant
+) -> None:
+    client = await aiohttp_client(await start_server(model=says("a")))
+    before_ms = time.time_ns() // 1_000_000
+    for _ in range(3):
+        assert (await client.post("/chat", json={"message": "Hi"}, headers=tenant.headers)).status == 200
+    after_ms = time.time_ns() // 1_000_000
+    ids = rows("select id, chat_id from messages where org_id = %s order by created_at, position", tenant.org_id)
+    # UUIDv7: the first 48 bits are the time, 74 others chance.
+    for made in (UUID(value) for row in ids for value in row):
+        assert (made.version, made.variant) == (7, RFC_4122)
+        assert before_ms <= made.int >> 80 <= after_ms
+    assert len({message for message, _ in ids}) == 6
 
 
 async def test_question_whose_reply_has_no_text_goes_out_with_the_next_one(

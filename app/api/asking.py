@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Any
-from uuid import uuid4
 
 from aiohttp import web
 
@@ -18,7 +17,7 @@ from app.replies.mirrors import MIRRORS
 from app.replies.reader import Client
 from app.replies.reply import Reply
 from app.replies.turns import TURNS
-from app.storage.store import STORE, OpenedTurn
+from app.storage.store import STORE, OpenedTurn, new_id
 
 # A question may find one reply running that nobody reads, and meet another one before its own is opened.
 ASK_TRIES = 3
@@ -44,7 +43,7 @@ async def ask(
             raise
         return reply
     for _ in range(ASK_TRIES):
-        opened = await app[TURNS].open(caller, question.message, str(uuid4()), client, window_s, converse, **row)
+        opened = await app[TURNS].open(caller, question.message, new_id(), client, window_s, converse, **row)
         note_left(request, opened)
         if client.reply is not None:
             return app[SIMULATOR].noted(client.reply, question.sim)

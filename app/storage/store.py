@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from uuid import UUID
 
 from aiohttp import web
 
@@ -25,6 +28,16 @@ class Caller(NamedTuple):
 
     org_id: str
     user_id: str
+
+
+def new_id() -> str:
+    """Return a UUIDv7 (RFC 9562, 5.7), as `new_id` in PostgreSQL: ids of one time are neighbours in the indexes.
+
+    Python has none before 3.14.
+    """
+    chance = secrets.randbits(74)
+    fields = time.time_ns() // 1_000_000 << 80, 7 << 76, chance >> 62 << 64, 2 << 62, chance & (1 << 62) - 1
+    return str(UUID(int=sum(fields)))
 
 
 class OpenedTurn(Protocol):
