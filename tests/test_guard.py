@@ -25,14 +25,16 @@ class FakeStore:
     def __init__(self) -> None:
         self.beats = 0
         self.away = False
+        self.locked = True
         self.looks_fail = False
         self.missing: set[int] = set()
         self.given_up: list[Sequence[int]] = []
 
-    async def server_lock(self) -> None:
+    async def server_lock(self) -> Any:
         if self.away:
             raise DatabaseAway(sent=False)
         self.beats += 1
+        return SimpleNamespace(locked=self.locked)
 
     async def turn_interrupt(self, given_up: Sequence[int], silence_s: float) -> list[Missing]:
         if self.looks_fail:
@@ -81,6 +83,15 @@ async def test_lease_that_has_run_out_is_renewed_once_the_replies_are_proven(gua
     assert (guarded.lease.is_valid(), guarded.turns.proofs) == (True, 1)
     await guarded.guard.beat()
     assert guarded.turns.proofs == 1
+
+
+async def test_lock_that_a_lost_connection_still_holds_renews_no_lease(guarded: Guarded) -> None:
+    guarded.store.locked = False
+    await guarded.guard.beat()
+    assert (guarded.lease.is_valid(), guarded.turns.proofs) == (False, 0)
+    guarded.store.locked = True
+    await guarded.guard.beat()
+    assert (guarded.lease.is_valid(), guarded.turns.proofs) == (True, 1)
 
 
 async def test_server_is_given_up_once_it_is_missing_so_often_in_a_row(guarded: Guarded) -> None:

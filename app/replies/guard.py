@@ -38,7 +38,10 @@ class Guard:
             DatabaseAway: as it says.
         """
         asked_at_s = now_s()
-        await self._store.server_lock()
+        if not (await self._store.server_lock()).locked:
+            # A connection that this server has lost holds it still, which to PostgreSQL is open: for its silence
+            # others may give this server up.
+            return
         if not self._lease.is_valid():
             await self._turns.prove()
         self._lease.renew(asked_at_s)
