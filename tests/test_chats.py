@@ -522,6 +522,30 @@ async def test_export_waits_for_a_slow_reader_and_gives_up_one_who_reads_nothing
     assert read > 40 * 500_000
 
 
+async def test_export_gives_up_one_who_does_not_read_its_end(
+    start_server: StartServer, rows: Rows, tenant: Tenant, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    server = await start_server(write_timeout_s=0.1)
+    pages = Pages(server, monkeypatch)
+    [chat_id] = add_chats(rows, tenant, ["One"])
+    client = await RawClient.connect(server)
+
+    def pause() -> None:
+        # As a connection that has more to send than its client reads.
+        assert server.runner is not None
+        assert server.runner.server is not None
+        [connection] = server.runner.server.connections
+        connection.pause_writing()
+
+    # There is nothing after the chat's own line, so that only the end is to be written.
+    pages.before = {1: pause}
+    client.send(export_request(tenant, chat_id))
+    [completed] = await eventually(
+        lambda: [record for record in caplog.records if record.getMessage() == "Request completed"]
+    )
+    assert vars(completed)["outcome"] == "disconnected"
+
+
 async def test_export_whose_reader_leaves_is_no_longer_read(
     start_server: StartServer, rows: Rows, tenant: Tenant, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -70,7 +70,7 @@ async def export(request: web.Request) -> web.StreamResponse:
             await write(request, response, encode_line(first))
             async for page in pages(request, chat):
                 await write(request, response, b"".join(map(encode_message, page)))
-            await response.write_eof()
+            await in_time(request, response.write_eof())
             is_whole = True
         except (ConnectionError, TimeoutError):
             request[OUTCOME] = "disconnected"
@@ -109,8 +109,13 @@ async def write(request: web.Request, response: web.StreamResponse, data: bytes)
         ConnectionError, TimeoutError: it has left, or reads no more.
     """
     for start in range(0, len(data), WRITE_BYTES):
-        async with asyncio.timeout(request.app[SETTINGS].write_timeout_s):
-            await response.write(data[start : start + WRITE_BYTES])
+        await in_time(request, response.write(data[start : start + WRITE_BYTES]))
+
+
+async def in_time(request: web.Request, writing: Awaitable[None]) -> None:
+    """Wait for a write: the last one, too, waits for a client who reads no more."""
+    async with asyncio.timeout(request.app[SETTINGS].write_timeout_s):
+        await writing
 
 
 def encode_message(row: Any) -> bytes:
