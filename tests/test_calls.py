@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,6 +35,9 @@ from support import Gated, Rows, Tenant, events, eventually, logged
 
 from app.replies.bells import Call, bell
 from app.replies.elsewhere import ELSEWHERE
+from app.replies.remotes import Remotes
+from app.replies.reply import Ended, Reply
+from app.replies.tasks import Tasks
 from app.server import BELLS
 from app.storage.db import DatabaseAway
 from app.storage.store import STORE
@@ -123,6 +128,35 @@ async def test_last_word_that_home_could_not_store_is_told_elsewhere_all_the_sam
     house.model.go()
     assert await read_chars(reader, 1) == PIECES[2]
     assert len(tries) > 1
+
+
+async def test_server_is_told_of_an_end_that_comes_while_it_is_told_of_the_last_words() -> None:
+    reply = Reply("reply", "chat", datetime.now(UTC))
+    told: list[tuple[bool, list[tuple[str, str]]]] = []
+
+    class Home:
+        has_grown = True
+
+        def __init__(self) -> None:
+            self.reply = reply
+
+        async def try_store(self, turns: Any, bells: list[tuple[str, str]]) -> None:
+            told.append((isinstance(reply.state, Ended), bells))
+            if len(told) == 1:
+                reply.close("complete")
+                reply.end(Ended("complete"))
+
+    home: Any = Home()
+    turns: Any = SimpleNamespace(find=lambda reply_id: home)
+    bells: Any = SimpleNamespace(server_id=1)
+    remotes = Remotes(turns, home, bells, Tasks())
+    remotes.take(Call("read", "reply", 2))
+    telling = asyncio.create_task(remotes.keep_told())
+    await eventually(lambda: len(told) == 2)
+    said = [bell(2, Call("said", "reply", 1))]
+    assert told == [(False, said), (True, said)]
+    await eventually(lambda: not remotes.has_readers("reply"))
+    telling.cancel()
 
 
 @pytest.mark.usefixtures("often")

@@ -126,7 +126,9 @@ class Remotes:
         said = [
             bell(reader.server_id, Call("said", reader.turn.reply.id, self._bells.server_id)) for reader in untold
         ]
+        # Of one that ends while this is under way, they are told the next time.
+        over = [reader for reader in untold if isinstance(reader.turn.reply.state, Ended)]
         await self._saves.try_store({reader.turn for reader in untold if reader.turn.has_grown}, said)
-        for reader in untold:
-            if isinstance(reader.turn.reply.state, Ended) and reader in self._readers.values():
+        for reader in over:
+            if reader in self._readers.values():
                 self.lose(reader)
