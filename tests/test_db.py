@@ -490,6 +490,39 @@ async def test_bell_is_not_listened_for_any_longer_at_a_postgresql_that_hangs(
     await eventually(listening.is_set)
 
 
+async def test_bell_whose_listening_postgresql_gives_up_is_lost_and_not_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Given:
+        closed = False
+
+        def cursor(self) -> Given:
+            return self
+
+        async def __aenter__(self) -> Given:
+            return self
+
+        async def __aexit__(self, *_: object) -> None:
+            pass
+
+        async def execute(self, text: str) -> None:
+            # As aiopg does for a statement_timeout.
+            raise asyncio.CancelledError
+
+        def close(self) -> None:
+            self.closed = True
+
+    async def connect(*_: object) -> Given:
+        return given
+
+    given = Given()
+    monkeypatch.setattr(db, "connect", connect)
+    database = db.Database("", pool_size=1, timeout_s=1.0)
+    with pytest.raises(OSError, match="given up"):
+        await anext(database.listen("bell", lambda: None))
+    assert given.closed
+
+
 async def test_log_of_the_embedded_database_holds_no_message_text(
     start_server: StartServer,
     aiohttp_client: Any,

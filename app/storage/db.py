@@ -115,6 +115,10 @@ class Database:
                 yield (await connection.notifies.get()).payload
         except (psycopg2.Error, TimeoutError) as exc:
             raise OSError("connection lost") from exc
+        except asyncio.CancelledError:
+            if is_cancelled():
+                raise
+            raise OSError("given up by PostgreSQL") from None
         finally:
             self._bell = None
             # aiopg must not close a connection twice.
@@ -142,8 +146,7 @@ class Database:
             finally:
                 pool.give_back(session)
         except asyncio.CancelledError:
-            # aiopg raises this too when PostgreSQL gave the statement up; then nobody cancelled this task.
-            if (task := asyncio.current_task()) and task.cancelling():
+            if is_cancelled():
                 raise
             raise DatabaseAway(sent=sent, cause=noted(self.unanswered, statement, "statement_timeout")) from None
         except (PoolClosed, TimeoutError, psycopg2.Error) as exc:
@@ -208,6 +211,12 @@ class ConnectionLost(Exception):
     def __init__(self, *, sent: bool, cause: str) -> None:
         self.sent = sent
         self.cause = cause
+
+
+def is_cancelled() -> bool:
+    """Whether it was this task that was cancelled: aiopg says so, too, where PostgreSQL gave a statement up."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def is_outage(exc: psycopg2.Error) -> bool:
