@@ -143,7 +143,12 @@ class Reply:
         return storable(piece[:-1] if self._half else piece)
 
     def think(self, text: str) -> None:
-        """Show what its model thinks aloud to those who read along; it is no part of the reply."""
+        """Show what its model thinks aloud to those who read along; it is no part of the reply.
+
+        What is thought after the end is dropped: some of them have the last event by then.
+        """
+        if self.state is not RUNNING:
+            return
         self._live = [reader for reader in self._live if reader.think(text)]
 
     def attach(self, reader: Reader) -> None:
