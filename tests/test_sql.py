@@ -266,6 +266,23 @@ def test_file_without_a_method_is_fatal(files: Path) -> None:
     assert str(caught.value) == "sql/ lacks nothing of Store, and has extra beside it"
 
 
+def test_lock_is_taken_from_a_connection_that_was_lost(postgres_url: str) -> None:
+    lock = (statements.SQL / "server_lock.sql").read_text()
+    with (
+        closing(psycopg2.connect(postgres_url)) as lost,
+        closing(psycopg2.connect(postgres_url)) as other,
+        closing(psycopg2.connect(postgres_url)) as new,
+    ):
+        for connection, server_id in ((lost, 2**63 - 7), (lost, 2**63 - 7), (other, 2**63 - 8), (new, 2**63 - 7)):
+            connection.autocommit = True
+            cursor = connection.cursor()
+            cursor.execute(lock, {"server_id": server_id})
+            assert cursor.fetchone() == (True,)
+        with pytest.raises(psycopg2.OperationalError):
+            lost.cursor().execute("select")
+        other.cursor().execute("select")
+
+
 async def test_constant_is_no_parameter_of_a_method() -> None:
     store = Store(Recorder("postgresql://", pool_size=1, timeout_s=1, constants={"server_id": 1}))
     assert await store.server_lock() == ("server_lock", {})

@@ -39,8 +39,7 @@ class Guard:
         """
         asked_at_s = now_s()
         if not (await self._store.server_lock()).locked:
-            # A connection that this server has lost holds it still, which to PostgreSQL is open: for its silence
-            # others may give this server up.
+            # A connection that was lost has it still: for its silence others may give this server up.
             return
         if not self._lease.is_valid():
             await self._turns.prove()
