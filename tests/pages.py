@@ -13,7 +13,7 @@ import pytest_asyncio
 from aiohttp.test_utils import TestServer
 from playwright.async_api import Browser, BrowserContext, Locator, Page, async_playwright, expect
 from serving import StartServer, serving
-from support import Gated, Rows, Tenant
+from support import Gated, Rows, Tenant, base
 
 # One browser, and so one event loop, for all the tests of a file.
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
@@ -106,10 +106,6 @@ async def open_page(
     for page in pages:
         await page.close()
     assert complaints == [], complaints
-
-
-def base(server: TestServer) -> str:
-    return f"http://{server.host}:{server.port}"
 
 
 async def say(page: Page, text: str) -> None:

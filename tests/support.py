@@ -6,12 +6,14 @@ import asyncio
 import itertools
 import json
 import logging
+import os
+import shutil
 import socket
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import psycopg2
 import pytest
@@ -142,6 +144,11 @@ class Gated:
             self.closed.set()
 
 
+def base(server: TestServer) -> str:
+    """Return its URL, to which paths are added."""
+    return f"http://{server.host}:{server.port}"
+
+
 def events(body: bytes) -> list[dict[str, Any]]:
     """Return the payloads of a stream of one-line events, comments left out."""
     blocks = body.replace(b": ping\n", b"").decode("ascii").split("\n\n")
@@ -156,6 +163,20 @@ def events(body: bytes) -> list[dict[str, Any]]:
 
 def logged(caplog: pytest.LogCaptureFixture, message: str) -> list[logging.LogRecord]:
     return [record for record in caplog.records if record.getMessage() == message]
+
+
+def leave_out(why: str) -> NoReturn:
+    """Skip a test, but not in CI, which has what it needs."""
+    if os.environ.get("CI"):
+        pytest.fail(why)
+    pytest.skip(f"LEFT OUT: {why}")
+
+
+def tool(name: str, package: str) -> str:
+    path = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+    if path is None:
+        leave_out(f"there is no {name} (Debian: apt-get install {package})")
+    return path
 
 
 async def eventually(check: Callable[[], Any], timeout_s: float = 10) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import tool
 from test_readme import DOCUMENTS
 
 from tests.conformance.__main__ import Outcome, chosen, fails, judge, junit, main
@@ -30,10 +30,7 @@ WHOLE = text_of(TEXT)
 
 
 def node() -> list[str]:
-    path = shutil.which("node") or shutil.which("nodejs")
-    if path is None:
-        pytest.skip("LEFT OUT: there is no node (Debian: apt-get install nodejs)")
-    return [path]
+    return [tool("node", "nodejs")]
 
 
 @pytest.fixture

@@ -20,12 +20,6 @@ METHODS = {"get", "post", "patch", "delete"}
 # The page is no part of what programs use.
 PAGE = {"/", *(f"/{name}" for name in SCRIPTS_AND_STYLES)}
 
-BODIES = [
-    *(None, b"{", b'{"title": "Hi"}', b'{"title": 7}'),
-    *(b'{"message": "Hi"}', b'{"message": " "}', b'{"message": "Hi", "chat_id": 7}'),
-]
-QUERIES = ["", "?limit=0", "?before=x", "?q=", "?offset=x", "?ticket=x", "?message=Hi&orgId=1&userId=2"]
-
 
 def operations() -> set[tuple[str, str]]:
     return {(path, method) for path, item in DOCUMENT["paths"].items() for method in item if method in METHODS}

@@ -23,7 +23,7 @@ from aiohttp.test_utils import TestServer
 from playwright.async_api import Page, Route, async_playwright
 from psycopg2.extensions import parse_dsn
 from serving import StartServer
-from support import Gated, Rows, Tenant, events, eventually, says
+from support import Gated, Rows, Tenant, base, events, eventually, says
 
 from app.models.knobs import FORMS, TEXTS
 from app.replies.turns import TURNS
@@ -51,10 +51,6 @@ def table(document: str, heading: str) -> list[list[str]]:
     part = re.split(r"^#", part, maxsplit=1, flags=re.MULTILINE)[0]
     rows = [line[2:-2].split(" | ") for line in part.splitlines() if line.startswith("| ")]
     return rows[1:]
-
-
-def base(server: TestServer) -> str:
-    return f"http://{server.host}:{server.port}"
 
 
 def cut_connections(server: TestServer) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 from uuid import uuid4
@@ -36,7 +35,6 @@ GONE_ON = {
     "message": "What replaces names is not in the chat, or last (if not said: the reply to that) is not its end.",
 }
 STOPPED = {"error": "Stopped", "message": "The reply was stopped; what it said so far is saved."}
-INVARIANTS = (Path(__file__).parent / "faults/invariants.sql").read_text()
 
 
 class Echo:

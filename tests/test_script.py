@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from aiohttp.test_utils import TestServer
 from serving import StartServer
-from support import Gated, Tenant, says
+from support import Gated, Tenant, base, says
 
 SCRIPT = Path(__file__).parent / "test-streaming.sh"
 
@@ -25,10 +25,6 @@ async def run(*args: str) -> tuple[int | None, str, str]:
     )
     out, err = await process.communicate()
     return process.returncode, out.decode(), err.decode()
-
-
-def base(server: TestServer) -> str:
-    return f"http://{server.host}:{server.port}"
 
 
 async def test_whole_run_shows_the_json_then_the_text_then_completion(

@@ -13,6 +13,7 @@ from uuid import uuid4
 import psycopg2
 import pytest
 from support import Rows, Tenant
+from test_sql import nodes
 
 from app.parsers import TOKEN
 from app.storage.db import Database
@@ -125,12 +126,6 @@ class Explained(Database):
     async def close(self) -> None:
         self._connection.close()
         await super().close()
-
-
-def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield plan
-    for child in plan.get("Plans", []):
-        yield from nodes(child)
 
 
 @pytest.fixture

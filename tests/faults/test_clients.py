@@ -22,8 +22,8 @@ from aiohttp.test_utils import unused_port
 from aiosseclient import aiosseclient
 from httpx_sse import aconnect_sse
 from ledger import FULL, LONG, NODE, SEED, Server, ledger
-from support import Rows, Tenant, eventually
-from test_network import Nginx, running, tool, words_of
+from support import Rows, Tenant, eventually, tool
+from test_network import Nginx, running, words_of
 from test_readme import snippet
 
 pytestmark = [

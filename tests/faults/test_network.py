@@ -6,7 +6,6 @@ import asyncio
 import ipaddress
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any, NoReturn
+from typing import Any
 
 import psutil
 import pytest
@@ -34,21 +33,7 @@ from ledger import (
     ledger,
     scale,
 )
-from support import Rows, eventually, post
-
-
-def leave_out(why: str) -> NoReturn:
-    """Skip a test, but not in CI, which has what it needs."""
-    if os.environ.get("CI"):
-        pytest.fail(why)
-    pytest.skip(f"LEFT OUT: {why}")
-
-
-def tool(name: str, package: str) -> str:
-    path = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
-    if path is None:
-        leave_out(f"there is no {name} (Debian: apt-get install {package})")
-    return path
+from support import Rows, eventually, leave_out, post, tool
 
 
 def node_with(folder: Path) -> str:

@@ -13,8 +13,7 @@ import pytest_asyncio
 from firefox import Firefox, firefox
 from ledger import FULL
 from serving import StartServer
-from support import Gated, Rows, eventually
-from test_network import tool
+from support import Gated, Rows, eventually, tool
 
 from app.storage.store import DEMO_ORG_ID
 

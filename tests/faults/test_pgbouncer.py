@@ -17,8 +17,7 @@ import pytest
 from aiohttp.test_utils import unused_port
 from ledger import LONG, SEED, DidNotStart, Server, all_ended, broken_invariants, ledger, scale
 from psycopg2.extensions import parse_dsn
-from support import Rows, eventually
-from test_network import tool
+from support import Rows, eventually, tool
 
 # All else is as it comes.
 CONFIG = """
