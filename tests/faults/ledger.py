@@ -36,7 +36,7 @@ SEED = int(os.environ.get("FAULTS_SEED", "1"))
 ROOT = Path(__file__).parents[2]
 NODE = Path(__file__).parent / "node"
 INVARIANTS = (Path(__file__).parent / "invariants.sql").read_text()
-# A story of 222 words.
+# A story of 219 words, with the number that makes each question another.
 LONG = "tell a story"
 SIM_SEED = "faults"
 
