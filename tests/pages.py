@@ -141,6 +141,13 @@ async def is_complete(reply: Locator) -> None:
     await reply.page.wait_for_function(done, arg=await reply.element_handle())
 
 
+async def stop_clock(page: Page) -> None:
+    """Let the time of a page stand still, until its clock is told to run or to resume."""
+    await page.clock.install()
+    # It may stand still only at a moment to come; no timer of the page is to ring by then.
+    await page.clock.pause_at(await page.evaluate("Date.now() / 1000 + 10"))
+
+
 async def save_settings(page: Page, **values: str) -> None:
     await page.locator("#open-settings").click()
     for name, value in values.items():

@@ -37,6 +37,7 @@ from pages import (
     say,
     shown,
     start_server,
+    stop_clock,
 )
 from playwright.async_api import Error, Page, Route, expect
 from serving import StartServer
@@ -261,8 +262,12 @@ async def test_code_is_copied_to_the_character(start_server: StartServer, open_p
 
 
 async def test_nothing_moves_while_a_reply_comes(start_server: StartServer, open_page: OpenPage) -> None:
+    watched = asyncio.Event()
+
     async def model(conversation: Conversation) -> AsyncIterator[str]:
-        for piece in re.findall(r"\s*\S+", EVERYTHING):
+        for number, piece in enumerate(re.findall(r"\s*\S+", EVERYTHING)):
+            if number > 3:
+                await watched.wait()
             await asyncio.sleep(0.005)
             yield piece
 
@@ -278,6 +283,7 @@ async def test_nothing_moves_while_a_reply_comes(start_server: StartServer, open
             new PerformanceObserver(noteAll).observe({ type: 'layout-shift' });
         }"""
     )
+    watched.set()
     await is_complete(replies(page).last)
     assert await page.evaluate("moved") == []
 
@@ -768,8 +774,11 @@ async def test_reply_that_is_cut_short_is_come_back_for_ever_more_seldom_until_i
             const { fetch } = window;
             window.asked = [];
             window.fetch = (url, options) => {
-                if (/offset=/.test(url)) asked.push([Date.now(), url.split('offset=')[1]]);
-                return fetch(url, options);
+                const answer = fetch(url, options);
+                if (!/offset=/.test(url)) return answer;
+                const one = { offset: url.split('offset=')[1], at: Date.now() };
+                asked.push(one);
+                return answer.finally(() => { one.answeredAt = Date.now(); });
             };
         }"""
     )
@@ -788,8 +797,9 @@ async def test_reply_that_is_cut_short_is_come_back_for_ever_more_seldom_until_i
     assert await shown(replies(page)) == "Hello world"
 
     asked = await page.evaluate("asked")
-    assert [offset for _, offset in asked] == ["5"] * 13
-    waits_s = [(later - earlier) / 1000 for (earlier, _), (later, _) in pairwise(asked)]
+    assert [each["offset"] for each in asked] == ["5"] * 13
+    # Without the answers' own time, of which a busy machine makes seconds of this clock.
+    waits_s = [(later["at"] - earlier["answeredAt"]) / 1000 for earlier, later in pairwise(asked)]
     assert 2 * waits_s[0] < waits_s[2] < waits_s[4] < 7 < min(waits_s[7:11])
 
 
@@ -830,8 +840,7 @@ async def test_reply_that_is_stopped_while_the_connection_is_lost_is_shown_as_st
     async with proxy_to(server, buffer_bytes=1) as (proxy, connections):
         page = await open_page(server, settings={"server": proxy}, url=f"{proxy}/", ignore=FAILED_REQUEST)
         await read_half(page, model)
-        await page.clock.install()
-        await page.clock.pause_at(await page.evaluate("Date.now() + 1000"))
+        await stop_clock(page)
         for connection in list(connections):
             connection.transport.abort()
         await expect(replies(page)).to_have_attribute("data-status", "resuming")
@@ -1427,15 +1436,16 @@ async def test_page_needs_nothing_of_a_browser_that_came_after_2022(
 async def test_direct_stream_is_measured_and_not_called_buffered(
     start_server: StartServer, open_page: OpenPage
 ) -> None:
-    page = await open_page(await start_server(sim_delay_ms=(4.0, 6.0)))
+    # For so long that half of it comes at once on no machine, however busy.
+    page = await open_page(await start_server(sim_delay_ms=(8.0, 12.0)))
     await say(page, "Tell a story")
     await is_complete(replies(page))
-    # A token each 5 ms, and timers that may be late.
+    # A word each 10 ms, and timers that may be late.
     words = len((await shown(replies(page))).split())
     line = await page.locator(".figures").inner_text()
     found = re.fullmatch(rf"\d+ ms first · {words} words · ([\d.]+)/s · longest gap \d+ ms", line)
     assert found
-    assert 20 < float(found[1]) < 250
+    assert 10 < float(found[1]) < 125
     await page.locator(".figures").click()
     await expect(page.get_by_role("img", name=re.compile(r"^\d+ gaps, the longest \d+ ms$"))).to_be_visible()
     assert (await page.locator("#gaps .gaps").get_attribute("d") or "").count("M") > 50

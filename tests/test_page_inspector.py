@@ -370,6 +370,8 @@ async def test_keyboard_alone_gets_from_the_start_to_a_renamed_chat(
     await expect(page.get_by_role("textbox", name="Title")).to_be_focused()
     await keyboard.press("Control+A")
     await keyboard.type("By the keyboard")
-    await keyboard.press("Enter")
+    # It is shown before it is stored.
+    async with page.expect_response("**/chats/*"):
+        await keyboard.press("Enter")
     await expect(page.get_by_role("link", name="By the keyboard")).to_be_focused()
     assert rows("select title from chats where org_id = %s", tenant.org_id) == [("By the keyboard",)]
