@@ -380,8 +380,12 @@ class Tab:
     async def shows(self, text: str) -> None:
         await self._page.wait_for_function("(text) => window.shown === text", arg=text)
 
+    async def press_stop(self) -> None:
+        await self._page.evaluate("void (window.stopping = window.stopButton.onclick())")
+
     async def stop(self) -> None:
-        await self._page.evaluate("window.stopButton.onclick()")
+        await self.press_stop()
+        await self._page.evaluate("window.stopping")
 
 
 @pytest.mark.browser
@@ -498,9 +502,7 @@ async def test_javascript_client_stops_a_question_that_is_not_answered_yet(
     with rows.locked("messages"):
         reading = await tab.ask()
         await eventually(rows.waiting)
-        stopping = asyncio.create_task(tab.stop())
-        await asyncio.sleep(0.1)
-    await stopping
+        await tab.press_stop()
     assert (await reading)[1]["error"] == "Stopped"
     assert rows.messages(tenant.org_id)[1] == ("assistant", "", "stopped")
 
