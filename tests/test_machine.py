@@ -471,7 +471,7 @@ def test_stop_is_bounded_however_long_the_database_does_not_answer(
 def test_server_that_waits_to_stop_is_not_ready_and_serves(
     start: Processes, postgres_url: str, tenant: Tenant
 ) -> None:
-    process = start(DATABASE_URL=postgres_url, STOP_DELAY_S="1")
+    process = start(DATABASE_URL=postgres_url, STOP_DELAY_S="3")
     base = process.listening()
     process.popen.terminate()
     process.wait_for("Stopping")

@@ -71,7 +71,8 @@ def test_embedded_database_left_by_a_kill_is_taken_over_and_stopped(start: Proce
 def test_signal_ends_streams_after_their_grace_saves_them_and_tells_the_client(
     start: Processes, postgres_url: str, rows: Rows, tenant: Tenant, number: signal.Signals
 ) -> None:
-    process = start(DATABASE_URL=postgres_url, SHUTDOWN_GRACE_S="0.5", SIM_DELAY_MS="50-50")
+    # Long enough to be asked meanwhile, and shorter than the story.
+    process = start(DATABASE_URL=postgres_url, SHUTDOWN_GRACE_S="2", SIM_DELAY_MS="50-50")
     base = process.listening()
     with ask(base, tenant) as stream:
         first = stream.readline()
@@ -83,7 +84,7 @@ def test_signal_ends_streams_after_their_grace_saves_them_and_tells_the_client(
         began_s = time.monotonic()
         body = first + stream.read()
     assert process.end()[0] == 0
-    assert time.monotonic() - began_s < 3
+    assert time.monotonic() - began_s < 5
 
     assert body.endswith(
         b'data: {"error":"Stream failed","message":"The server is stopping; what it said so far is saved."}\n\n'
@@ -315,8 +316,9 @@ def test_signal_is_taken_while_another_server_migrates(start: Processes, postgre
         deadline_s = time.monotonic() + 10
         while not rows(waiting, "select pg_try_advisory_xact_lock%"):
             assert time.monotonic() < deadline_s
+            time.sleep(0.02)
         process.popen.terminate()
-        assert process.end(5)[0] == 0
+        assert process.end()[0] == 0
     finally:
         rows("select pg_advisory_unlock(%s)", MIGRATION_LOCK)
 
@@ -386,7 +388,8 @@ def test_keys_that_drip_in_do_not_hold_up_the_stop(start: Processes, postgres_ur
             client.sendall(f"GET /chats HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer {token}\r\n\r\n".encode())
             assert asked.wait(10)
             process.popen.terminate()
-            assert process.end(timeout_s=4)[0] == 0
+            # As they come they would take hours.
+            assert process.end()[0] == 0
 
 
 def test_workers_share_the_port_and_stop_together(
@@ -427,6 +430,7 @@ def test_worker_that_is_killed_is_replaced_and_its_replies_are_closed_by_the_oth
     deadline_s = time.monotonic() + 8
     while not any(status == "interrupted" for _, _, status in rows.messages(tenant.org_id)):
         assert time.monotonic() < deadline_s
+        time.sleep(0.05)
     for stream in streams:
         stream.close()
     assert status_of(f"{base}/ready") == 200
