@@ -85,11 +85,11 @@ async def test_broken_stream(llmock: Any, wire: str, model: Model, kind: str, at
 
 @pytest.mark.parametrize("words", [0, 2])
 async def test_stalled_stream(llmock: Any, wire: str, words: int) -> None:
-    llmock.reply(TEXT).stall(after_chunks=EVENTS[wire][0] + words, seconds=1)
-    environ = {"MODEL": f"{wire}:model-1", "MODEL_FIRST_S": "0.2", "MODEL_SILENCE_S": "0.1"}
+    llmock.reply(TEXT).stall(after_chunks=EVENTS[wire][0] + words, seconds=2)
+    environ = {"MODEL": f"{wire}:model-1", "MODEL_FIRST_S": "0.8", "MODEL_SILENCE_S": "0.5"}
     async with chosen(Settings.from_environ(os.environ | environ)) as model:
         pieces, failure = await said(model)
-    silence = 0.1 if words else 0.2
+    silence = 0.5 if words else 0.8
     assert (text(pieces), str(failure)) == (
         "One two " if words else "",
         f"no more in {silence} s: TimeoutError",

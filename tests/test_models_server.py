@@ -9,7 +9,7 @@ import pytest
 from house import ask, stop
 from serving import StartServer
 from support import Rows, Tenant, events, eventually, logged
-from upstream import KEY, QUESTION, STREAM, STREAMS, Connection, Upstream, upstream
+from upstream import KEY, QUESTION, STREAM, STREAMS, Connection, Upstream, at_once, upstream
 
 from app.server import drain
 
@@ -64,13 +64,6 @@ async def test_failure_saves_the_text_and_tells_the_client_nothing_of_the_provid
     assert "Ophelia" not in caplog.text
 
 
-async def closed(provider: Upstream, began_s: float) -> float:
-    """Return how long after a moment the provider has seen its connection closed, in ms."""
-    [connection] = provider.connections
-    await asyncio.wait_for(connection.left.wait(), 5)
-    return (connection.left_at_s - began_s) * 1000
-
-
 @pytest.mark.parametrize("how", ["stop", "leaving", "SIGTERM"])
 async def test_provider_is_let_go_within_100_ms(
     start_server: StartServer, tenant: Tenant, rows: Rows, provider: Upstream, how: str
@@ -80,19 +73,19 @@ async def test_provider_is_let_go_within_100_ms(
     )
     client, reply_id = await ask(server, tenant)
     await client.read_chunk()
-    loop = asyncio.get_running_loop()
-    began_s = loop.time()
     if how == "stop":
         await stop(server, tenant, reply_id)
     elif how == "SIGTERM":
         assert server.app is not None
-        await drain(server.app)
+        draining = asyncio.create_task(drain(server.app))
     else:
         client.reset()
         # Noticed within half a second; from then on it counts.
         await eventually(lambda: rows.messages(tenant.org_id)[1][2] == "disconnected")
-        began_s = loop.time()
-    assert await closed(provider, began_s) < 100
+    [connection] = provider.connections
+    assert await at_once(connection.left.is_set)
+    if how == "SIGTERM":
+        await draining
 
 
 async def test_provider_goes_on_where_replies_are_finished_unread(
