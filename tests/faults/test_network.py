@@ -216,7 +216,7 @@ async def test_black_hole_frees_its_replies_and_no_other_client_notices(
                 assert peers(server).count(namespace.there) == count
                 hole_s = time.monotonic()
                 namespace.swallow()
-                await eventually(lambda: len(left(window_s=0)) == count, write_timeout_s + 1)
+                await eventually(lambda: len(left(window_s=0)) == count, write_timeout_s + scale(5, 1))
                 closed_s = time.monotonic() - hole_s
                 assert namespace.there not in peers(server)
                 await eventually(lambda: len(left(window_s=window_s)) == count, window_s + 1)
@@ -237,8 +237,8 @@ async def test_black_hole_frees_its_replies_and_no_other_client_notices(
         p99_gap_before=f"{before:.1f}ms",
         p99_gap_beside=f"{beside:.1f}ms",
     )
-    # Loose: two cores, shared with whatever else runs.
-    assert beside < max(2 * before, 100)
+    # Two cores, shared with whatever else runs; in the short form with other tests, and with few gaps to measure.
+    assert beside < scale(max(3 * before, 500), max(2 * before, 100))
     assert server.errors() == []
     assert broken_invariants(database) == {}
 
@@ -353,7 +353,7 @@ async def test_words_come_through_nginx_in_their_time_and_readers_come_back(
     say: Callable[..., None],
     locations: Sequence[str],
 ) -> None:
-    server = serve(SIM_DELAY_MS=scale("5-5", "20-20"))
+    server = serve(SIM_DELAY_MS=scale("10-10", "20-20"))
     behind: Server | Nginx = server
     for location in locations:
         behind = proxy = await nginx([behind], location)
@@ -373,7 +373,8 @@ async def test_words_come_through_nginx_in_their_time_and_readers_come_back(
         )
 
         say(first_word_later=f"{first_s * 1000:.1f}ms", any_word_later=f"{max(later_s) * 1000:.1f}ms")
-        assert max(first_s, *later_s) < 0.1
+        # A buffer of nginx would keep 4 KiB of words, in the short form for 0.4 s.
+        assert max(first_s, *later_s) < scale(0.3, 0.1)
 
         async def left() -> None:
             """Wait until nginx has told the server that the client is gone: it stores what it has."""

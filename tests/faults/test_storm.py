@@ -118,7 +118,7 @@ def terminate(rows: Rows) -> None:
 
 
 async def connected(postgres: OwnPostgres) -> Rows:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(scale(20, 5)):
         while True:
             with suppress(psycopg2.OperationalError):
                 return Rows(postgres.url)
@@ -170,7 +170,7 @@ async def list_chats(clients: Ledger) -> None:
 
 
 async def ready(server: Server, session: aiohttp.ClientSession) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(scale(20, 5)):
         while True:
             with suppress(aiohttp.ClientError):
                 async with session.get(f"{server.base}/ready") as response:
