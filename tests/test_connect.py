@@ -9,6 +9,7 @@ from contextlib import closing, suppress
 from typing import Any
 from urllib.parse import quote
 
+import psutil
 import psycopg2
 import pytest
 from aiohttp.test_utils import unused_port
@@ -204,6 +205,12 @@ def unreachable() -> Iterator[socket.socket]:
         yield listener
 
 
+def is_connecting(port: int) -> bool:
+    """Return whether this process waits for a connection to a port of this machine."""
+    connections = psutil.Process().net_connections("tcp")
+    return any(each.raddr[1:] == (port,) and each.status == psutil.CONN_SYN_SENT for each in connections)
+
+
 @pytest.mark.parametrize("new_event_loop", LOOPS)
 def test_socket_that_was_refused_late_keeps_no_later_one_from_being_watched(
     unreachable: socket.socket, place: str, new_event_loop: Callable[[], asyncio.AbstractEventLoop]
@@ -214,7 +221,7 @@ def test_socket_that_was_refused_late_keeps_no_later_one_from_being_watched(
         attempt = asyncio.create_task(
             connect.connect(f"postgresql://postgres@127.0.0.1:{port}/llm_app", "test", 5)
         )
-        await asyncio.sleep(0.1)
+        await eventually(lambda: is_connecting(port))
         unreachable.close()
         with pytest.raises(psycopg2.OperationalError, match="refused"):
             await attempt

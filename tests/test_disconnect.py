@@ -91,7 +91,8 @@ async def test_disconnect_logs_how_many_tokens_there_would_have_been(
 async def test_100_disconnects_at_random_tokens_each_save_an_exact_prefix(
     start_server: StartServer, rows: Rows, tenant: Tenant, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server = await start_server(sim_delay_ms=(1.0, 2.0), sim_seed="7")
+    # So slowly that none is at its end before its client has read so much.
+    server = await start_server(sim_delay_ms=(10.0, 20.0), sim_seed="7")
     rng = random.Random(7)
     app = server.app
     assert app is not None

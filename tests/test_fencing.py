@@ -91,6 +91,7 @@ async def test_reply_that_others_have_closed_ends_as_they_closed_it(
     house = await open_house(start_server, elsewhere, Gated(pieces=PIECES), **settings)
     client, reply_id = await ask(house.home, tenant)
     reader = await come_back(house.home, tenant, reply_id, 0)
+    await eventually(lambda: len(house.turn(reply_id).reply.readers) == 2)
     seen = await read_pieces(client, house.model, 2)
     if found_by == "checkpoint":
         await eventually(lambda: stored(rows, reply_id) == ("streaming", seen))

@@ -249,7 +249,8 @@ async def test_each_word_waits_10_to_30_ms(start_server: StartServer, aiohttp_cl
     took_s = time.perf_counter() - began
     assert words >= 20
     # Mean 20 ms; for 20 words and more, outside of this by chance less than once in a million.
-    assert 0.013 * words < took_s < 0.027 * words + 0.5
+    # Beside them the turn is opened and closed, which a busy machine takes its time for.
+    assert 0.013 * words < took_s < 0.027 * words + 2
 
 
 async def test_silence_gets_a_ping_comment(start_server: StartServer, tenant: Tenant) -> None:
@@ -272,7 +273,10 @@ async def test_stream_that_is_not_silent_gets_no_ping(
 ) -> None:
     client = await aiohttp_client(await start_server(sim_delay_ms=(5.0, 10.0), heartbeat_s=0.15))
     response = await client.post("/chat/stream", json={"message": "tell a story"}, headers=tenant.headers)
-    assert b"ping" not in await response.read()
+    # While its end is stored it is silent.
+    said, _, _ = (await response.read()).rpartition(b'"done":false')
+    assert len(said) > 5000
+    assert b"ping" not in said
 
 
 @pytest.mark.parametrize("tokens_before", [0, 10])
