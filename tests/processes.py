@@ -50,7 +50,7 @@ class Process:
             self._queue.put(json.loads(line))
         self._queue.put(None)
 
-    def wait_for(self, message: str, timeout_s: float = 20) -> dict[str, Any]:
+    def wait_for(self, message: str, timeout_s: float = 40) -> dict[str, Any]:
         """Return the next log line with this message."""
         deadline = time.monotonic() + timeout_s
         while line := self._queue.get(timeout=max(0, deadline - time.monotonic())):

@@ -129,7 +129,7 @@ class Server:
                 stdout=log,
                 stderr=log,
             )
-        give_up = time.monotonic() + 20
+        give_up = time.monotonic() + 40
         while not self.port or self._address(begin) is None:
             if address := self._address(begin):
                 self.host, _, port = address.rpartition(":")
