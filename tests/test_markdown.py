@@ -12,6 +12,7 @@ import tarfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import pytest_asyncio
@@ -156,11 +157,58 @@ async def test_what_is_finished_is_never_touched_again(page: Page, chars: int) -
         ("see [the](https://exa", 'see <span class="unlinked">the</span>'),
         ("*not*\n*this\nany more", "<em>not</em>\n*this\nany more"),
         ("[label]: https://exa", ""),
+        ("takes ~10 min", "takes ~10 min"),
+        ("~~gone", "<del>gone</del>"),
     ],
 )
 async def test_marks_are_not_shown_before_it_is_known_what_they_do(page: Page, so_far: str, shown: str) -> None:
     made = await page.evaluate("(text) => begun(text).innerHTML", so_far)
     assert re.sub(r"^<p[^>]*>|</p>$", "", made) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("**注意：**请", "<strong>注意：</strong>请"),
+        ("这是**“引用”**的", "这是<strong>“引用”</strong>的"),
+        ("**한국어(Korean)**는", "<strong>한국어(Korean)</strong>는"),
+        ("~~削除。~~と", "<del>削除。</del>と"),
+        ("**bold:**text", "**bold:**text"),
+        ("10~20元，30~40元", "10~20元，30~40元"),
+        ("10~20 and 30~40", "10~20 and 30~40"),
+        ("~gone~", "<del>gone</del>"),
+    ],
+)
+async def test_emphasis_needs_no_spaces_beside_east_asian_text_and_a_range_is_not_struck_through(
+    page: Page, text: str, shown: str
+) -> None:
+    made = await page.evaluate("(text) => rendered(text, [text]).innerHTML", text)
+    assert re.sub(r"^<p[^>]*>|</p>$", "", made) == shown
+
+
+async def test_bare_url_ends_before_the_marks_that_follow_it_without_a_space(page: Page) -> None:
+    found = await page.evaluate(
+        "(text) => Array.from(rendered(text, [text]).querySelectorAll('a'), (link) => link.href)",
+        "请看https://example.com/文档，然后看：https://example.com。（http://example.com/a_(b)）「https://example.com/佐々木」",
+    )
+    paths = ["文档", "", "a_(b)", "佐々木"]
+    schemes = ["https", "https", "http", "https"]
+    assert [unquote(url) for url in found] == [
+        f"{scheme}://example.com/{path}" for scheme, path in zip(schemes, paths, strict=True)
+    ]
+
+
+async def test_columns_of_a_table_begin_where_its_language_does(page: Page) -> None:
+    found = await page.evaluate(
+        """(text) => {
+            const place = rendered(text, [...text]);
+            document.body.append(place);
+            return Array.from(place.querySelectorAll('tr'), ({ cells: [one, other] }) =>
+                one.getBoundingClientRect().left < other.getBoundingClientRect().left);
+        }""",
+        "| שם | Size |\n|---|---|\n| a | 1 |\n\n| Name | גודל |\n|---|---|\n| א | 1 |",
+    )
+    assert found == [False, False, True, True]
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,9 @@ const TITLE = /"((?:[^"\\]|\\[^])*)"|'((?:[^'\\]|\\[^])*)'|\(((?:[^()\\]|\\[^])*
 const HOST = '[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?';
 const LABEL = /\[((?:[^\\[\]]|\\[^]){0,999})\]/y;
 
+// What follows a URL in Chinese or Japanese follows without a space.
+const BARE = /:\/\/[^\s<\u3001-\u3003\u3008-\u3011\u3014-\u301f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff3d\uff5b-\uff65]+/y;
+
 const MAIL = new RegExp(`<([\\w.!#$%&'*+/=?^\`{|}~-]+@${HOST}(?:\\.${HOST})*)>`, 'y');
 const MAYBE_DEFINITION = /^\[(?:[^\\[\]]|\\[^]){1,999}\]:\s*\S*(?:\s+(?:["'(][^]*)?)?$/;
 
@@ -155,17 +158,24 @@ const plainText = (nodes) =>
 
 // ---- Emphasis and strong emphasis (6.2, and the algorithm in the appendix)
 
+// Chinese, Japanese and Korean are written without spaces: beside their letters and marks, a run needs none to be one.
+const EAST_ASIAN = /[\p{sc=Han}\p{sc=Hira}\p{sc=Kana}\p{sc=Hang}\p{sc=Bopo}\u3001-\u303f\u30fb\u30fc\uff01-\uffee]/u;
+const SCHEME = new RegExp(`(?:^|[^\\p{L}\\p{N}]|${EAST_ASIAN.source})(https?)$`, 'u');
+
 const isSpace = (char) => char === undefined || /\s/u.test(char);
 const isPunctuation = (char) => char !== undefined && /[\p{P}\p{S}]/u.test(char);
+const isEastAsian = (char) => char !== undefined && EAST_ASIAN.test(char);
 
 /** Whether a run of `*`, `_` or `~` may open and may close emphasis. */
 function flanks(text, start, end) {
     const low = /[\udc00-\udfff]/.test(text[start - 1] ?? '');
     const before = start > 0 ? text.slice(start - (low ? 2 : 1), start) : undefined;
     const after = end < text.length ? String.fromCodePoint(text.codePointAt(end)) : undefined;
-    const left = !isSpace(after) && (!isPunctuation(after) || isSpace(before) || isPunctuation(before));
-    const right = !isSpace(before) && (!isPunctuation(before) || isSpace(after) || isPunctuation(after));
-    if (text[start] !== '_') return { opens: left, closes: right };
+    const loose = text[start] !== '_' && (isEastAsian(before) || isEastAsian(after));
+    const left = !isSpace(after) && (!isPunctuation(after) || isSpace(before) || isPunctuation(before) || loose);
+    const right = !isSpace(before) && (!isPunctuation(before) || isSpace(after) || isPunctuation(after) || loose);
+    // A tilde alone is more often a range, `10~20`, than a mark.
+    if (text[start] !== '_' && text.slice(start, end) !== '~') return { opens: left, closes: right };
     return { opens: left && (!right || isPunctuation(before)), closes: right && (!left || isPunctuation(after)) };
 }
 
@@ -208,10 +218,10 @@ class Inlines {
             }
         }
         const openers = this.emphasise(0);
-        // What is still being written is emphasised before the end of its emphasis has come.
+        // What is still being written is emphasised before the end of its emphasis has come; but `~10` is more often a number.
         let wraps = this.open;
         for (let i = openers.length - 1; wraps && openers[i]?.place >= this.lastLine; i -= 1)
-            while (wraps && openers[i].count > 0) wraps = this.wrap(openers[i]);
+            while (wraps && openers[i].count > (openers[i].char === '~' ? 1 : 0)) wraps = this.wrap(openers[i]);
         return this.after(this.first);
     }
 
@@ -285,11 +295,11 @@ class Inlines {
         return this.take(url ?? mail, ([, shown]) => link({ url: url ? shown : `mailto:${shown}` }, url ? [] : [shown]));
     }
 
-    /** A URL that nothing is around (GitHub's 6.9); it ends before what ends a sentence. */
+    /** A URL that nothing is around (GitHub's 6.9); it ends before what ends a sentence, and before marks that need no space. */
     bareUrl() {
         const { text, place, last } = this;
-        const scheme = typeof last.value === 'string' && /(?:^|[^\p{L}\p{N}])(https?)$/u.exec(last.value.slice(-7))?.[1];
-        const rest = scheme && at(/:\/\/[^\s<]+/y, text, place)?.[0];
+        const scheme = typeof last.value === 'string' && SCHEME.exec(last.value.slice(-7))?.[1];
+        const rest = scheme && at(BARE, text, place)?.[0];
         if (!rest) return false;
         let end = rest.length;
         let open = rest.split('(').length - rest.split(')').length;

@@ -244,6 +244,7 @@ class Table {
         columns.forEach((column, i) => (column.style.width = `${(100 * widths[i]) / width}%`));
         this.table = make('table', {}, make('colgroup', {}, ...columns), make('thead', {}, this.row('th', header)));
         this.table.style.width = `max(100%, ${width}ch)`;
+        this.table.dir = direction(header.join(' ')); // of its columns
         this.element = make('div', { className: 'table', tabIndex: 0 }, this.table);
     }
 
