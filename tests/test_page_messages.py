@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 
@@ -22,7 +23,7 @@ from pages import (
     start_server,
     stop_clock,
 )
-from playwright.async_api import Locator, Page, expect
+from playwright.async_api import Locator, Page, Route, expect
 from serving import StartServer
 from support import Gated, Rows, Tenant, says
 
@@ -97,7 +98,9 @@ async def test_question_is_edited_with_all_after_it_and_the_draft_comes_back(
     await questions(page).first.get_by_role("button", name="Edit").click()
     await expect(field).to_be_focused()
     await expect(field).to_have_value("One")
-    await expect(page.get_by_text("Sent again, it replaces the message and the 3 after it.")).to_be_visible()
+    note = "Sent again, it replaces the message and the 3 after it."
+    await expect(page.locator("#editing")).to_contain_text(note)
+    await expect(page.locator("#live > p").last).to_have_text(note)
     await page.keyboard.press("Escape")
     await expect(field).to_have_value("A draft")
     await expect(page.locator("#editing")).to_be_hidden()
@@ -128,7 +131,18 @@ async def test_chat_that_has_gone_on_in_another_window_loses_nothing(
     await expect(texts(page)).to_have_text(["One", "Reply 1"])
     await notice.get_by_role("button", name="Show it").click()
     await expect(texts(page)).to_have_text(["One", "Reply 1", "Two", "Reply 2"])
-    assert [content for _, content, _ in rows.messages(tenant.org_id)] == ["One", "Reply 1", "Two", "Reply 2"]
+    # What was written anew is not lost with that.
+    await asked_one_after_another(other, "Three")
+    field = page.get_by_role("textbox", name="Message")
+    await field.fill("A draft")
+    await questions(page).first.get_by_role("button", name="Edit").click()
+    await field.fill("One, in long")
+    await page.keyboard.press("Enter")
+    await notice.get_by_role("button", name="Show it").click()
+    await expect(texts(page)).to_have_count(6)
+    await expect(field).to_have_value("One, in long\n\nA draft")
+    said = ["One", "Reply 1", "Two", "Reply 2", "Three", "Reply 3"]
+    assert [content for _, content, _ in rows.messages(tenant.org_id)] == said
 
 
 async def test_edit_that_is_refused_puts_back_what_it_would_have_replaced(
@@ -312,12 +326,65 @@ async def test_draft_of_each_chat_is_kept_over_a_reload_until_it_is_sent(
     await expect(field).to_have_value("For the old one")
 
 
+async def test_message_on_its_way_is_not_lost_with_the_page_nor_for_what_is_written_meanwhile(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    page = await open_page(await start_server(model=says("Hello")), ignore=FAILED_REQUEST)
+    field = page.get_by_role("textbox", name="Message")
+    asked, refused = asyncio.Event(), asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        asked.set()
+        await refused.wait()
+        await route.abort()
+
+    await page.route("**/chat/stream", hold)
+    await say(page, "One")
+    await asked.wait()
+    await expect(field).to_have_value("")
+    await page.reload()
+    await expect(field).to_have_value("One")
+
+    asked.clear()
+    await page.keyboard.press("Enter")
+    await asked.wait()
+    await field.fill("Two")
+    refused.set()
+    await page.locator("#notice").get_by_role("button", name="Edit").click()
+    await expect(field).to_have_value("One\n\nTwo")
+    await page.unroute_all()
+    await page.keyboard.press("Enter")
+    await is_complete(replies(page).last)
+    await page.reload()
+    await expect(texts(page)).to_have_text(["One\n\nTwo", "Hello"])
+    await expect(field).to_have_value("")
+    assert len(rows.messages(tenant.org_id)) == 2
+
+
+async def test_message_to_a_chat_that_another_window_has_deleted_is_sent_in_a_new_one(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    page = await open_page(await start_server(model=says("Hello")), ignore=FAILED_REQUEST)
+    await asked_one_after_another(page, "One")
+    await page.evaluate("request(`/chats/${past.chat}`, { method: 'DELETE' }).then(() => null)")
+    await say(page, "Two")
+    notice = page.locator("#notice").get_by_role("alert")
+    await expect(notice).to_contain_text("There is no such chat.")
+    await expect(notice.locator("button")).to_have_text(["New chat"])
+    await notice.locator("button").click()
+    await expect(page.get_by_role("textbox", name="Message")).to_have_value("Two")
+    await page.keyboard.press("Enter")
+    await expect(texts(page)).to_have_text(["Two", "Hello"])
+    await is_complete(replies(page))
+    assert rows.messages(tenant.org_id) == [("user", "Two", "complete"), ("assistant", "Hello", "complete")]
+
+
 async def test_drafts_are_bounded(start_server: StartServer, open_page: OpenPage) -> None:
     page = await open_page(await start_server())
     kept = await page.evaluate("""() => {
         for (let i = 0; i < 50; i += 1) {
+            message.value = 'x'.repeat(100_000);
             composer.adopt(`chat-${i}`);
-            composer.write('x'.repeat(100_000));
         }
         const drafts = Object.entries(JSON.parse(localStorage['streaming-chat.drafts']));
         return drafts.map(([chat, text]) => [chat, text.length]);
@@ -327,7 +394,7 @@ async def test_drafts_are_bounded(start_server: StartServer, open_page: OpenPage
     kept = await page.evaluate("""() => {
         for (let i = 0; i < 50; i += 1) {
             composer.open(`other-${i}`);
-            composer.write('x');
+            composer.takeBack('x');
         }
         return Object.keys(JSON.parse(localStorage['streaming-chat.drafts']));
     }""")

@@ -65,7 +65,7 @@
 
     composer.onsubmit = (message) => {
         if (turns.isBusy()) return;
-        composer.write('');
+        composer.send();
         turns.send(message);
     };
     addEventListener('keydown', (event) => {

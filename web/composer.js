@@ -5,8 +5,10 @@
  * Uses elements.js.
  *
  *     composer.open(chatId);               // with what was written there; null: a new chat
- *     composer.adopt(chatId);              // what was written is asked, in this chat
- *     composer.onsubmit = (message) => …   // the field keeps it until another text is written there
+ *     composer.onsubmit = (message) => …   // the field keeps it until …
+ *     composer.send();                     // it is being asked: the field is empty, and the text kept with the draft until …
+ *     composer.adopt(chatId);              // it is asked, in this chat; or …
+ *     composer.takeBack(message);          // it is not, and is to be written anew
  *     composer.edit(text, note, (message) => …);     // another text first; what was in the field comes back after it
  */
 const composer = (() => {
@@ -21,8 +23,9 @@ const composer = (() => {
 
     let place = 'new'; // whose draft is in the field
     let edited = null; // what was in the field before, and who gets what is in it now
+    let sent = ''; // what is being asked: lost if the page is left before it is, but for its draft
 
-    const room = { open, adopt, write: compose, keep, edit, endEdit, focus, onsubmit() {} };
+    const room = { open, send, adopt, takeBack, edit, focus, onsubmit() {} };
 
     function fit() {
         const { scrollTop } = scroller;
@@ -51,9 +54,11 @@ const composer = (() => {
     // ---- Another text first
 
     function edit(text, note, onsubmit) {
+        if (text === sent) sent = ''; // It is in the field again.
         edited = { before: edited?.before ?? input.value, onsubmit };
         write($('editing').firstElementChild, note);
         $('editing').hidden = false;
+        announce(note);
         compose(text);
         input.focus();
     }
@@ -67,6 +72,8 @@ const composer = (() => {
     }
 
     // ---- Drafts
+
+    const both = (...texts) => texts.filter((text) => text.trim()).join('\n\n');
 
     function drafts() {
         try {
@@ -92,23 +99,38 @@ const composer = (() => {
     function save() {
         clearTimeout(typing);
         typing = 0;
-        keep(edited ? edited.before : input.value);
+        keep(both(sent, edited ? edited.before : input.value));
     }
 
     function open(chat) {
         if (typing) save();
         edited = null;
+        sent = '';
         $('editing').hidden = true;
         place = chat ?? 'new';
         input.value = Object.fromEntries(drafts())[place] ?? '';
         fit();
     }
 
-    /** What was in the field is asked, in this chat, which may have got its id by that. */
+    function send() {
+        sent = input.value;
+        if (edited) endEdit();
+        else compose('');
+    }
+
+    /** What was sent is asked, in this chat, which may have got its id by that. */
     function adopt(chat) {
+        sent = '';
         keep('');
         place = chat;
         save();
+    }
+
+    /** A message that was not asked goes before what has been written since. */
+    function takeBack(message) {
+        endEdit();
+        sent = '';
+        compose(both(message, input.value));
     }
 
     // ---- Keys
@@ -139,7 +161,10 @@ const composer = (() => {
         event.preventDefault();
         submit();
     });
-    if (byTouch.matches) input.enterKeyHint = 'enter';
+    if (byTouch.matches) {
+        input.enterKeyHint = 'enter';
+        input.removeAttribute('aria-describedby'); // Those are other keys.
+    }
     $('skip').addEventListener('click', () => input.focus());
 
     return room;

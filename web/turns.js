@@ -9,7 +9,7 @@
  *     turns.onasked = () => …              // there is a first message
  *     turns.onopened = (chatId) => …       // the server has stored the question
  *     turns.onstale = () => …              // the chat has gone on elsewhere, and is to be shown as it is
- *     turns.onfull = () => …               // the model takes no more of this chat
+ *     turns.onfull = () => …               // this chat takes no more, and a new one is wanted
  */
 const turns = (() => {
     let turn = null; // the running one: its stream and its live reply
@@ -102,7 +102,7 @@ const turns = (() => {
             if (instead) {
                 question.remove();
                 putBack();
-                tellUnreplaced(error, retry, () => edit(instead.from, message));
+                tellUnreplaced(error, message, retry, () => edit(instead.from, message));
             } else {
                 tellUnsent(error, question, retry, message);
             }
@@ -113,18 +113,29 @@ const turns = (() => {
 
     function tellUnsent(error, question, retry, message) {
         thread.mark(question, 'unsent');
-        composer.keep(message);
         const without = (next) => () => {
             question.remove();
             next();
         };
-        showNotice($('notice'), error, { Retry: without(retry), Edit: without(() => composer.write(message)) });
+        const actions = { Retry: without(retry), Edit: without(() => composer.takeBack(message)) };
+        showNotice($('notice'), error, isGone(error) ? inNewChat(message) : actions);
     }
 
-    function tellUnreplaced(error, retry, change) {
-        const goneOn = error.title === 'Gone on';
-        showNotice($('notice'), error, goneOn ? { 'Show it': () => room.onstale() } : { Retry: retry, Edit: change });
+    function tellUnreplaced(error, message, retry, change) {
+        // What is in the way, another try does not change; a message that was edited is a draft by then.
+        const actions = { 'Gone on': { 'Show it': () => room.onstale() } }[error.title] ?? { Retry: retry, Edit: change };
+        showNotice($('notice'), error, isGone(error) ? inNewChat(message) : actions);
     }
+
+    /** Whether the chat was deleted, in another window. */
+    const isGone = (error) => error.title === 'Not found' && past.chat !== null;
+
+    const inNewChat = (message) => ({
+        'New chat': () => {
+            room.onfull();
+            composer.takeBack(message);
+        },
+    });
 
     /** Read on a reply that has not ended; `content` is what is stored of it so far. */
     async function readOn({ message_id: id, content, created_at: at }) {
@@ -225,7 +236,7 @@ const turns = (() => {
         const note = `Sent again, it replaces the message${['', ' and its reply'][after] ?? ` and the ${after} after it`}.`;
         composer.edit(text, note, (message) => {
             if (isBusy()) return;
-            composer.endEdit();
+            composer.send();
             send(message, { instead: insteadOf(item) });
         });
     }
