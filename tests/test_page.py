@@ -193,6 +193,25 @@ async def test_stop_before_a_question_is_sent_keeps_it_here(
     assert len(rows.messages(tenant.org_id)) == 2
 
 
+async def test_question_waits_for_a_history_that_could_not_be_had(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    chat_id = add_chat(rows, tenant, "Old", messages=2)
+    server = await start_server(model=says("Hello"))
+    page = await open_page(server, ignore=FAILED_REQUEST)
+    await page.route(f"**/chats/{chat_id}/messages?*", lambda route: route.abort(), times=2)
+    await page.get_by_role("link", name="Old").click()
+    notice = page.locator("#notice").get_by_role("alert")
+    await expect(notice).to_contain_text("does not answer")
+    # It is not asked below nothing, as if there were nothing above it.
+    await say(page, "Hi")
+    await expect(page.locator("#messages > .user .status")).to_have_text("Not sent")
+    await notice.get_by_role("button", name="Retry").click()
+    await is_complete(replies(page).last)
+    await expect(page.locator("#messages .text")).to_have_text(["Message 1", "Message 2", "Hi", "Hello"])
+    assert len(rows.messages(tenant.org_id)) == 4
+
+
 async def test_page_is_touched_once_a_frame_however_fast_the_tokens_come(
     start_server: StartServer, open_page: OpenPage
 ) -> None:

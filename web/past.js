@@ -5,6 +5,7 @@
  * Uses elements.js, requests.js, thread.js.
  *
  *     past.open(chatId)                    // null: a new chat, which gets its id later: past.chat = …
+ *     await past.ready();                  // what is stored is shown, or Failure is raised
  *     past.onrunning = (message) => …      // its last reply still runs
  *     past.onmissing = (failure) => …      // there is no such chat
  */
@@ -13,10 +14,11 @@ const past = (() => {
 
     let visit = new AbortController();
     let next = null;
+    let loaded = null; // a promise while there is something to wait for
+    let missed = null; // why it could not be loaded
 
     const room = {
         chat: null,
-        loaded: null, // a promise while there is something to wait for
 
         /** What begins with a chat ends with it. */
         get signal() {
@@ -29,9 +31,11 @@ const past = (() => {
             room.chat = chat;
             $('earlier-notice').replaceChildren();
             $('earlier').hidden = true;
-            room.loaded = chat && load();
+            missed = null;
+            loaded = chat && load();
         },
 
+        ready,
         look,
         settle,
         onrunning() {},
@@ -40,6 +44,7 @@ const past = (() => {
 
     async function load() {
         const { signal } = visit;
+        missed = null;
         try {
             const page = await fetchPage(signal);
             thread.prepend(page.messages);
@@ -48,9 +53,20 @@ const past = (() => {
             settle(signal, 500);
         } catch (error) {
             if (signal.aborted) return;
-            if (error.status === 404) room.onmissing(error);
-            else showNotice($('notice'), error, { Retry: () => (room.loaded = load()) });
+            if (error.status === 404) {
+                room.onmissing(error);
+            } else {
+                missed = error;
+                showNotice($('notice'), error, { Retry: () => (loaded = load()) });
+            }
         }
+    }
+
+    /** Where it could not be loaded, try once more: who asks a question does not see that there is more. */
+    async function ready() {
+        if (missed) loaded = load();
+        await loaded;
+        if (missed) throw missed;
     }
 
     async function loadEarlier(before) {

@@ -88,7 +88,7 @@ const turns = (() => {
         const mine = newTurn(reply);
         try {
             // Or else the history that is asked for could hold this turn too.
-            await past.loaded;
+            await past.ready();
             const body = { message, ...(past.chat && { chat_id: past.chat }), ...instead?.body, ...(sim && { sim }) };
             const end = await mine.stream.ask(body, key);
             await conclude(mine, end);
