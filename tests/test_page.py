@@ -626,6 +626,48 @@ async def test_server_that_does_not_answer_is_named(start_server: StartServer, o
     await expect(notice).to_contain_text("CORS_ORIGINS")
 
 
+async def test_history_that_does_not_come_is_told_and_can_be_retried(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    chat_id = add_chat(rows, tenant, "Old", messages=2)
+    page = await open_page(await start_server())
+    link = page.get_by_role("link", name="Old")
+    await expect(link).to_be_visible()
+    await page.clock.install()
+    asked = asyncio.Event()
+
+    async def swallow(route: Route) -> None:
+        asked.set()
+
+    await page.route(f"**/chats/{chat_id}/messages?*", swallow)
+    await link.click()
+    await asked.wait()
+    await page.clock.run_for(33_000)
+    notice = page.locator("#notice").get_by_role("alert")
+    await expect(notice.locator("strong")).to_have_text("The server does not answer")
+    await page.unroute_all()
+    await notice.get_by_role("button", name="Retry").click()
+    await expect(page.locator("#messages .text")).to_have_text(["Message 1", "Message 2"])
+
+
+async def test_answer_that_breaks_off_is_not_called_something_else(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    add_chat(rows, tenant, "Old", messages=2)
+    page = await open_page(
+        await start_server(),
+        init="""
+            const { json } = Response.prototype;
+            Response.prototype.json = function () {
+                const broken = this.url.includes('/messages');
+                return broken ? Promise.reject(new TypeError('network error')) : json.call(this);
+            };
+        """,
+    )
+    await page.get_by_role("link", name="Old").click()
+    await expect(page.locator("#notice strong")).to_have_text("The connection broke")
+
+
 async def test_connection_that_breaks_is_made_again_and_no_text_is_shown_twice(
     start_server: StartServer, open_page: OpenPage
 ) -> None:

@@ -13,6 +13,19 @@ class Failure extends Error {
     }
 }
 
+// The server pings every 15 s, and answers sooner: one that was not heard of for so long is dead, though it looks open.
+const SILENCE_MS = 32_000;
+
+/** Wait for what is to come from the server, but not for ever. */
+function inTime(coming) {
+    let alarm = 0;
+    const late = new Promise((resolve, reject) => {
+        const message = `Nothing has come from ${settings.current.server} for ${SILENCE_MS / 1000} s.`;
+        alarm = setTimeout(() => reject(new Failure('No answer', message)), SILENCE_MS);
+    });
+    return Promise.race([coming, late]).finally(() => clearTimeout(alarm));
+}
+
 /** Return the headers that say who asks. */
 function identity({ org, user, token }) {
     return token ? { authorization: `Bearer ${token}` } : { 'x-org-id': org, 'x-user-id': user };
@@ -32,9 +45,9 @@ async function request(path, options = {}) {
     const headers = { ...identity(settings.current), ...options.headers };
     let response;
     try {
-        response = await fetch(server + path, { cache: 'no-store', credentials: 'omit', ...options, headers });
+        response = await inTime(fetch(server + path, { cache: 'no-store', credentials: 'omit', ...options, headers }));
     } catch (error) {
-        if (error.name === 'AbortError') throw error;
+        if (error.name === 'AbortError' || error instanceof Failure) throw error;
         const { origin } = location;
         const foreign = new URL(server).origin !== origin;
         const hint = foreign ? `, and is ${origin === 'file://' ? 'null' : origin} in its CORS_ORIGINS?` : '?';
@@ -52,9 +65,10 @@ async function request(path, options = {}) {
 async function requestJson(path, options) {
     const response = await request(path, options);
     try {
-        return await response.json();
+        return await inTime(response.json());
     } catch (error) {
-        if (error.name === 'AbortError') throw error;
+        if (error.name === 'AbortError' || error instanceof Failure) throw error;
+        if (error.name !== 'SyntaxError') throw new Failure('Connection lost', 'The connection broke before the answer was complete.');
         throw new Failure('Not JSON', `${settings.current.server} answered with something else. Is it a chat server?`);
     }
 }

@@ -24,8 +24,6 @@ const ReplyStream = (() => {
     // After the last of them, a server that does not answer is given up; one that does is asked again and again.
     const RESUME_DELAYS_MS = [300, 700, 1500, 3000, 5000, 5000, 5000];
     const LONGEST_DELAY_MS = 10_000;
-    // Of a connection. The server pings every 15 s: one that was not heard of for two of them is dead, though it looks open.
-    const SILENCE_MS = 32_000;
 
     function parse(data, requestId) {
         try {
@@ -124,7 +122,7 @@ const ReplyStream = (() => {
                         if (this.text.length > had) tries = 0;
                         const busy = error.title === 'Cut short' || [429, 503].includes(error.status);
                         unanswered = busy || response ? 0 : unanswered + 1;
-                        const away = error instanceof Lost || error.title === 'No connection' || [502, 504].includes(error.status);
+                        const away = error instanceof Lost || ['No answer', 'No connection'].includes(error.title) || [502, 504].includes(error.status);
                         if (!(busy || away) || !this.replyId || unanswered >= RESUME_DELAYS_MS.length) return this.#giveUp(error);
                         this.#listener.waiting(this.state === 'stopping' ? 'stopping' : busy ? 'busy' : 'resuming');
                         await this.#pause(Math.max(RESUME_DELAYS_MS[tries] ?? LONGEST_DELAY_MS, this.#awayMs));
@@ -186,11 +184,13 @@ const ReplyStream = (() => {
         /** Wait, but no longer than there is reason to. */
         async #pause(delay) {
             this.#pausing = true;
+            let goOn;
             await new Promise((resolve) => {
-                this.#interrupt = resolve;
-                setTimeout(resolve, delay);
-                addEventListener('online', resolve, { once: true });
+                this.#interrupt = goOn = resolve;
+                setTimeout(goOn, delay);
+                addEventListener('online', goOn);
             });
+            removeEventListener('online', goOn);
             this.#pausing = false;
         }
 
