@@ -81,7 +81,9 @@ async def test_reply_is_regenerated_in_its_place(
     await again.click()
     await expect(again).to_have_attribute("data-said", "Once more, to replace what follows")
     await expect(texts(page)).to_have_count(4)
-    await again.click()
+    # The button goes, and the focus that it had.
+    await again.press("Enter")
+    await expect(page.get_by_role("textbox", name="Message")).to_be_focused()
     await expect(texts(page)).to_have_text(["One", "Reply 4"])
     await is_complete(replies(page).last)
     assert asked[3] == ["One"]
@@ -208,7 +210,8 @@ async def test_reply_that_was_cut_is_gone_on_with(
     go_on = page.get_by_role("button", name="Go on")
     await expect(go_on).to_have_count(0)
     await page.keyboard.press("Escape")
-    await go_on.click()
+    await go_on.press("Enter")
+    await expect(page.get_by_role("textbox", name="Message")).to_be_focused()
     model.go()
     await expect(texts(page)).to_have_text(["Hi", "word ", "Go on.", "word "])
     # It was for the last message, which has another after it now.
@@ -247,6 +250,19 @@ async def test_messages_are_one_tab_stop_and_say_when_they_were_written(
     await expect(page.get_by_role("textbox", name="Message")).to_be_focused()
     await page.keyboard.press("Shift+Tab")
     await expect(replies(page).first.get_by_role("button", name="Copy")).to_be_focused()
+
+
+async def test_messages_are_reached_by_tab_below_one_that_was_not_sent(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    page = await open_page(await start_server(model=says("Hello")), ignore=FAILED_REQUEST)
+    await page.route("**/chat/stream", lambda route: route.abort(), times=1)
+    await say(page, "One")
+    await expect(page.locator("#notice strong")).to_have_text("The server cannot be reached")
+    await asked_one_after_another(page, "Two")
+    await page.get_by_role("region", name="Messages").focus()
+    await page.keyboard.press("Tab")
+    await expect(questions(page).last.get_by_role("button", name="Copy")).to_be_focused()
 
 
 async def test_wait_for_the_first_word_is_shown_where_it_will_be_and_said_once(

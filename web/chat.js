@@ -57,7 +57,10 @@
     };
     tools.on.edit = (item) => turns.edit(item);
     tools.on.regenerate = turns.regenerate;
-    tools.on.goOn = () => turns.send('Go on.');
+    tools.on.goOn = () => {
+        composer.focus(); // The button goes with that.
+        turns.send('Go on.');
+    };
 
     inspector.oncut = turns.cut;
 

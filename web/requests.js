@@ -68,7 +68,8 @@ async function requestJson(path, options) {
         return await inTime(response.json());
     } catch (error) {
         if (error.name === 'AbortError' || error instanceof Failure) throw error;
-        if (error.name !== 'SyntaxError') throw new Failure('Connection lost', 'The connection broke before the answer was complete.');
+        const broken = 'The connection broke before the answer was complete.';
+        if (error.name !== 'SyntaxError') throw new Failure('Connection lost', broken);
         throw new Failure('Not JSON', `${settings.current.server} answered with something else. Is it a chat server?`);
     }
 }

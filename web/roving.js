@@ -16,7 +16,9 @@ function rove(container, rowSelector, cellSelector) {
 
     function refresh(preferred = null) {
         const usable = stop && container.contains(stop) && seen(stop);
-        stopAt(usable ? stop : (preferred ?? container.querySelector(cellSelector)));
+        const all = [...container.querySelectorAll(cellSelector)];
+        // In a closed drawer none is seen.
+        stopAt(usable ? stop : (preferred ?? all.find(seen) ?? all[0]));
     }
 
     function stopAt(cell) {

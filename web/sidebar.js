@@ -169,7 +169,8 @@ const sidebar = (() => {
         event.stopPropagation();
     });
     addEventListener('keydown', (event) => {
-        if (event.key.toLowerCase() !== 'k' || !(event.ctrlKey || event.metaKey) || event.altKey || event.shiftKey) return;
+        // A choice among an input's examples is a keydown without a key.
+        if (event.key?.toLowerCase() !== 'k' || !(event.ctrlKey || event.metaKey) || event.altKey || event.shiftKey) return;
         if ($('settings').open) return;
         event.preventDefault();
         if (!wide.matches && !drawer.open) drawer.showModal();

@@ -122,7 +122,8 @@ const ReplyStream = (() => {
                         if (this.text.length > had) tries = 0;
                         const busy = error.title === 'Cut short' || [429, 503].includes(error.status);
                         unanswered = busy || response ? 0 : unanswered + 1;
-                        const away = error instanceof Lost || ['No answer', 'No connection'].includes(error.title) || [502, 504].includes(error.status);
+                        const silent = error instanceof Lost || ['No answer', 'No connection'].includes(error.title);
+                        const away = silent || [502, 504].includes(error.status);
                         if (!(busy || away) || !this.replyId || unanswered >= RESUME_DELAYS_MS.length) return this.#giveUp(error);
                         this.#listener.waiting(this.state === 'stopping' ? 'stopping' : busy ? 'busy' : 'resuming');
                         await this.#pause(Math.max(RESUME_DELAYS_MS[tries] ?? LONGEST_DELAY_MS, this.#awayMs));

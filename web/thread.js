@@ -67,6 +67,9 @@ const thread = (() => {
         unsent: 'Not sent',
     };
 
+    // What is read aloud at a time ends with a sentence or with what a blank line ends. Not all languages have a space there.
+    const SPOKEN = /^[^]*(?:[.!?…؟۔।]["”’)]*\s|[。！？]["”’」』）]*|\n[ \t]*\n)/;
+
     const sources = new WeakMap(); // what the messages say, by their <li>
 
     // A long question is folded. How many lines it has depends on the width.
@@ -178,7 +181,7 @@ const thread = (() => {
             this.writer.append(this.unshown);
             this.unsaid += this.unshown;
             this.unshown = '';
-            const sentences = /^[^]*[.!?…。！？]["”’)]*\s/.exec(this.unsaid)?.[0];
+            const sentences = SPOKEN.exec(this.unsaid)?.[0];
             if (sentences) this.say(sentences);
             meter.draw(this.item);
         }

@@ -227,6 +227,7 @@ const turns = (() => {
         } else if (button && item.nextElementSibling && !button.dataset.said) {
             tools.say(button, 'Once more, to replace what follows');
         } else {
+            composer.focus(); // The button goes with its message.
             send(thread.sources.get(instead.from), { instead });
         }
     }
