@@ -536,6 +536,21 @@ async def test_long_history_and_long_list_come_a_page_at_a_time(
 # ---- Failures
 
 
+async def test_earlier_messages_that_could_not_be_had_can_be_asked_for_again_by_their_button(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    chat_id = add_chat(rows, tenant, "Long", messages=60)
+    server = await start_server()
+    page = await open_page(server, url=f"{base(server)}/#{chat_id}", ignore=FAILED_REQUEST)
+    await page.route("**/messages?*before=*", lambda route: route.abort(), times=1)
+    earlier = page.get_by_role("button", name="Show earlier messages")
+    await earlier.click()
+    await expect(page.locator("#earlier-notice strong")).to_have_text("The server cannot be reached")
+    await earlier.click()
+    await expect(page.locator("#messages > li")).to_have_count(60)
+    await expect(page.locator("#earlier-notice")).to_be_empty()
+
+
 async def test_refusal_is_shown_in_the_servers_words_and_retried_once_with_other_settings(
     start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
 ) -> None:
@@ -1195,6 +1210,10 @@ async def test_enter_while_a_reply_runs_keeps_the_next_message(
     why = page.get_by_text("One reply at a time: wait for its end, or stop it.")
     await expect(why).to_have_role("status")
     assert len(rows.messages(tenant.org_id)) == 2
+    # Safari's, of an Escape that ends the composition of a character.
+    composed = "new KeyboardEvent('keydown', { key: 'Escape', keyCode: 229, bubbles: true })"
+    await page.evaluate(f"document.activeElement.dispatchEvent({composed})")
+    assert await replies(page).locator(".status").text_content() == ""
     await page.keyboard.press("Escape")
     await expect(why).to_have_count(0)
 

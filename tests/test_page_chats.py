@@ -192,6 +192,18 @@ async def test_delete_asks_once_in_place_and_takes_the_chat_with_its_running_rep
     assert model.closed.is_set()
 
 
+async def test_each_chat_that_is_to_be_deleted_is_asked_for_by_its_own_name(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    for title in ("One", "Two"):
+        add_chat(rows, tenant, title, messages=2)
+    page = await open_page(await start_server())
+    for title in ("One", "Two"):
+        await choose(page, title, "Delete")
+    for title in ("One", "Two"):
+        await expect(page.get_by_role("alertdialog", name=f"Delete “{title}”?")).to_have_count(1)
+
+
 async def test_chat_that_cannot_be_deleted_stays_and_can_be_retried(
     start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
 ) -> None:
@@ -252,6 +264,7 @@ async def test_search_finds_as_one_types_and_an_answer_that_comes_late_is_not_sh
     answer.set()
     await search.fill("%")
     await expect(listed(page)).to_have_text(["50 % off"])
+    await expect(page.locator("#live > p").last).to_have_text("1 chat found")
     await search.fill("Nowhere")
     await expect(page.get_by_role("status").filter(has_text="No title has “Nowhere” in it.")).to_be_visible()
     await expect(page.get_by_role("heading", level=1)).to_have_text("Hi")
@@ -262,6 +275,29 @@ async def test_search_finds_as_one_types_and_an_answer_that_comes_late_is_not_sh
     await expect(page.get_by_role("button", name="Stop")).to_be_visible()
     await page.keyboard.press("ArrowDown")
     await expect(page.get_by_role("link", name="Hi")).to_be_focused()
+
+
+async def test_rest_of_the_list_can_be_had_after_a_search_that_came_in_between(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    for number in range(31):
+        add_chat(rows, tenant, f"Chat {number}", messages=2)
+    page = await open_page(await start_server())
+    await expect(listed(page)).to_have_count(30)
+    asked = asyncio.Event()
+
+    async def swallow(route: Route) -> None:
+        asked.set()
+
+    await page.route("**/chats?*before=*", swallow, times=1)
+    more = page.get_by_role("button", name="More")
+    await more.click()
+    await asked.wait()
+    async with page.expect_response("**/chats?*"):
+        # As of a letter that is taken back at once.
+        await page.locator("#search").evaluate("(field) => field.dispatchEvent(new Event('input'))")
+    await more.click()
+    await expect(listed(page)).to_have_count(31)
 
 
 async def test_chats_are_managed_by_touch(

@@ -312,6 +312,25 @@ async def test_question_of_more_than_twelve_lines_is_folded(
     assert await shown(question) == "\n".join([*lines, "Line 13"])
 
 
+async def test_each_line_of_a_question_has_its_own_direction(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    page = await open_page(await start_server(model=says("Hello")))
+    await asked_one_after_another(page, "A line of English words that is long\nשבת")
+    bubble = questions(page).locator(".text")
+    of_text, of_bubble = await bubble.evaluate(
+        """(bubble) => {
+            const text = bubble.firstChild;
+            const range = document.createRange();
+            range.setStart(text, text.data.indexOf('\\n') + 1);
+            range.setEnd(text, text.length);
+            const padding = parseFloat(getComputedStyle(bubble).paddingRight);
+            return [range.getBoundingClientRect().right, bubble.getBoundingClientRect().right - padding];
+        }"""
+    )
+    assert of_text == pytest.approx(of_bubble, abs=1)
+
+
 async def test_draft_of_each_chat_is_kept_over_a_reload_until_it_is_sent(
     start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
 ) -> None:

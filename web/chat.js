@@ -72,7 +72,9 @@
         turns.send(message);
     };
     addEventListener('keydown', (event) => {
-        if (event.key === 'Escape' && !event.isComposing && !document.querySelector('dialog[open]')) turns.stop();
+        // One that ends the composition of a character is not for us (229: Safari says so).
+        if (event.key !== 'Escape' || event.isComposing || event.keyCode === 229) return;
+        if (!document.querySelector('dialog[open]')) turns.stop();
     });
     $('stop').addEventListener('click', turns.stop);
     model.onsample = (message, sim) => {

@@ -149,13 +149,14 @@ const composer = (() => {
     });
     $('cancel-edit').addEventListener('click', endEdit);
     input.addEventListener('keydown', (event) => {
-        if (event.key === 'Escape' && edited && !event.isComposing) {
+        // What ends the composition of a character is not for us (229: Safari says so).
+        if (event.isComposing || event.keyCode === 229) return;
+        if (event.key === 'Escape' && edited) {
             event.stopPropagation(); // Not for the reply that runs.
             endEdit();
             return;
         }
-        // An Enter that ends the composition of a character is not for us (229: Safari says so).
-        if (event.key !== 'Enter' || event.shiftKey || event.isComposing || event.keyCode === 229) return;
+        if (event.key !== 'Enter' || event.shiftKey) return;
         // Who writes by touch has a button beside the field, and no Shift.
         if (byTouch.matches && !event.ctrlKey && !event.metaKey) return;
         event.preventDefault();

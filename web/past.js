@@ -71,13 +71,16 @@ const past = (() => {
 
     async function loadEarlier(before) {
         const { signal } = visit;
+        $('earlier-notice').replaceChildren();
         try {
             const page = await fetchPage(signal, `&before=${before}`);
             thread.follow(false);
             thread.prepend(page.messages);
             thread.scroller.focus({ preventScroll: true });
         } catch (error) {
-            if (!signal.aborted) showNotice($('earlier-notice'), error, { Retry: () => loadEarlier(before) });
+            if (signal.aborted) return;
+            next = before;
+            showNotice($('earlier-notice'), error, { Retry: () => $('earlier').click() });
         }
     }
 

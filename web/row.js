@@ -113,8 +113,8 @@ class ChatRow {
     confirm() {
         const yes = el('button', { type: 'button', className: 'button danger', textContent: 'Delete' });
         const no = el('button', { type: 'button', className: 'button', textContent: 'Keep' });
-        const asked = el('p', { id: 'asked' }, 'Delete “', el('bdi', { textContent: this.title }), '”?');
-        const box = el('div', { role: 'alertdialog', 'aria-labelledby': 'asked' }, asked, yes, no);
+        const asked = el('p', { id: `asked-${this.id}` }, 'Delete “', el('bdi', { textContent: this.title }), '”?');
+        const box = el('div', { role: 'alertdialog', 'aria-labelledby': asked.id }, asked, yes, no);
         yes.addEventListener('click', () => this.delete());
         no.addEventListener('click', () => this.#show());
         box.addEventListener('keydown', (event) => {

@@ -60,7 +60,10 @@ const sidebar = (() => {
             if (before && found.length > 0) rows.get(found[0].chat_id).link.focus();
             $('chats-notice').replaceChildren();
         } catch (error) {
-            if (signal.aborted) return;
+            if (signal.aborted) {
+                next ??= before; // The page that follows is still to come.
+                return;
+            }
             $('more-chats').hidden = true;
             write($('no-chats'), '');
             showNotice($('chats-notice'), error, { Retry: () => load(before) });
@@ -68,10 +71,14 @@ const sidebar = (() => {
     }
 
     /** Load anew: for another search, or as another caller. */
-    function renew() {
+    async function renew() {
         visit.abort();
         visit = new AbortController();
-        return load();
+        const { signal } = visit;
+        await load();
+        // That nothing was found is read where it is shown.
+        if (!signal.aborted && searched && rows.size > 0)
+            announce(`${rows.size}${next ? ' or more' : ''} ${rows.size === 1 ? 'chat' : 'chats'} found`);
     }
 
     function reload() {
