@@ -1507,6 +1507,7 @@ async def test_page_needs_nothing_of_a_browser_that_came_after_2022(
     await expect(replies(page).locator(".text")).to_have_text("word ")
     await page.keyboard.press("Escape")
     await expect(replies(page).locator(".status")).to_have_text("Stopped")
+    await page.evaluate("(text) => markdown.whole(document.createElement('div'), text)", EVERYTHING)
     drawer = page.get_by_role("navigation", name="Chats")
     for width in (390, 1280, 390):
         await page.set_viewport_size({"width": width, "height": 700})

@@ -448,7 +448,8 @@ class Writer {
     text(line, depth) {
         if (line.isBlank) {
             this.close(depth);
-            this.blankIn = this.containers.findLastIndex(({ kind }) => kind !== 'list' && kind !== 'item');
+            this.blankIn = this.containers.length - 1;
+            while (['list', 'item'].includes(this.containers[this.blankIn].kind)) this.blankIn -= 1;
             return false;
         }
         // Also where the containers of the paragraph do not go on: a lazy continuation line (5.1).
