@@ -198,6 +198,15 @@ async def test_bare_url_ends_before_the_marks_that_follow_it_without_a_space(pag
     ]
 
 
+async def test_bars_in_code_are_text_where_a_row_has_too_many_cells(page: Page) -> None:
+    found = await page.evaluate(
+        """(text) => Array.from(rendered(text, [...text]).querySelectorAll('tr'),
+            ({ cells }) => Array.from(cells, (cell) => cell.textContent))""",
+        "| `x|y` | b |\n|---|---|\n| `a || b` | or |\n| `a \\| b` | pipe |\n| `a | b` |\n| ` | ` | c | d |",
+    )
+    assert found == [["x|y", "b"], ["a || b", "or"], ["a | b", "pipe"], ["`a", "b`"], ["`", "`"]]
+
+
 async def test_columns_of_a_table_begin_where_its_language_does(page: Page) -> None:
     found = await page.evaluate(
         """(text) => {

@@ -258,7 +258,7 @@ class Table {
 
     add(line) {
         this.body ??= this.table.appendChild(make('tbody'));
-        this.body.append(this.row('td', cells(line)));
+        this.body.append(this.row('td', cells(line, this.alignments.length)));
     }
 
     endLine() {}
@@ -266,13 +266,22 @@ class Table {
     close() {}
 }
 
-/** The cells of a row: a bar is text only after a backslash, also in code. */
-function cells(line) {
+/**
+ * The cells of a row: a bar is text only after a backslash, also in code. But models forget that: where there are more than
+ * there should be, which would not be shown, bars in code are text if that is what makes them as many.
+ */
+function cells(line, wanted = Infinity) {
     const row = line.trim();
+    const found = split(row, /\\\||\||[^\\|]+|\\/g);
+    const others = found.length > wanted ? split(row, /\\\||`[^`]*`|\||[^\\|`]+|[\\`]/g) : [];
+    return others.length === wanted ? others : found;
+}
+
+function split(row, parts) {
     const found = [''];
-    for (const part of row.match(/\\\||\||[^\\|]+|\\/g) ?? [])
+    for (const part of row.match(parts) ?? [])
         if (part === '|') found.push('');
-        else found[found.length - 1] += part === '\\|' ? '|' : part;
+        else found[found.length - 1] += part.replaceAll('\\|', '|');
     if (row.startsWith('|')) found.shift();
     if (found.length > 1 && !found.at(-1).trim()) found.pop();
     return found.map((cell) => cell.trim());
@@ -494,7 +503,7 @@ class Writer {
     openTable(depth, delimiters) {
         const source = this.leaf.source();
         const start = source.lastIndexOf('\n') + 1;
-        const header = cells(source.slice(start));
+        const header = cells(source.slice(start), delimiters.length);
         if (header.length !== delimiters.length || header.length > MAX_COLUMNS) return false;
         this.leaf.text = source.slice(0, Math.max(0, start - 1));
         this.openLeaf(depth, new Table(header, delimiters, this.links));
