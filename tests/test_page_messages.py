@@ -396,6 +396,25 @@ async def test_message_on_its_way_is_not_lost_with_the_page_nor_for_what_is_writ
     assert len(rows.messages(tenant.org_id)) == 2
 
 
+async def test_message_that_was_asked_before_the_page_knew_is_no_draft(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    page = await open_page(await start_server(model=says("Hello")))
+    await asked_one_after_another(page, "One")
+    asked = asyncio.Event()
+
+    async def swallow(route: Route) -> None:
+        await route.fetch()
+        asked.set()
+
+    await page.route("**/chat/stream", swallow)
+    await say(page, "Two")
+    await asked.wait()
+    await page.reload()
+    await expect(texts(page)).to_have_text(["One", "Hello", "Two", "Hello"])
+    await expect(page.get_by_role("textbox", name="Message")).to_have_value("")
+
+
 async def test_message_to_a_chat_that_another_window_has_deleted_is_sent_in_a_new_one(
     start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
 ) -> None:

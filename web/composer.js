@@ -8,7 +8,8 @@
  *     composer.onsubmit = (message) => …   // the field keeps it until …
  *     composer.send();                     // it is being asked: the field is empty, and the text kept with the draft until …
  *     composer.adopt(chatId);              // it is asked, in this chat; or …
- *     composer.takeBack(message);          // it is not, and is to be written anew
+ *     composer.takeBack(message);          // it is not, and is to be written anew; or …
+ *     composer.forget(message);            // it was, before the page was left
  *     composer.edit(text, note, (message) => …);     // another text first; what was in the field comes back after it
  */
 const composer = (() => {
@@ -25,7 +26,7 @@ const composer = (() => {
     let edited = null; // what was in the field before, and who gets what is in it now
     let sent = ''; // what is being asked: lost if the page is left before it is, but for its draft
 
-    const room = { open, send, adopt, takeBack, edit, focus, onsubmit() {} };
+    const room = { open, send, adopt, takeBack, forget, edit, focus, onsubmit() {} };
 
     function fit() {
         const { scrollTop } = scroller;
@@ -131,6 +132,13 @@ const composer = (() => {
         endEdit();
         sent = '';
         compose(both(message, input.value));
+    }
+
+    function forget(message) {
+        if (edited || input.value !== message) return;
+        input.value = '';
+        fit();
+        save();
     }
 
     // ---- Keys

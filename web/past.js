@@ -2,7 +2,7 @@
 
 /*
  * What the server has stored of the chat that is open.
- * Uses elements.js, requests.js, thread.js.
+ * Uses elements.js, requests.js, composer.js, notice.js, thread.js.
  *
  *     past.open(chatId)                    // null: a new chat, which gets its id later: past.chat = …
  *     await past.ready();                  // what is stored is shown, or Failure is raised
@@ -49,6 +49,7 @@ const past = (() => {
             const page = await fetchPage(signal);
             thread.prepend(page.messages);
             const last = page.messages.at(-1);
+            composer.forget(page.messages.filter(({ role }) => role === 'user').at(-1)?.content);
             if (last?.status === 'streaming') room.onrunning(last);
             settle(signal, 500);
         } catch (error) {
