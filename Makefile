@@ -23,6 +23,7 @@ AT_ONCE := -n 4 --dist loadfile --no-loadscope-reorder
 
 VENV := .venv
 BIN := $(VENV)/bin
+WITH_CHROMIUM = CHROMIUM="$$(PATH="$(CURDIR)/$(BIN):$$PATH" tests/chromium.sh)" && export CHROMIUM &&
 SOURCES := setup.cfg pyproject.toml
 
 .PHONY: run test smoke bench faults soak conformance lint screenshot clean
@@ -35,8 +36,7 @@ ifeq ($(BROWSER),0)
 	@echo "BROWSER=0: THE BROWSER TESTS ARE LEFT OUT"
 	@$(BIN)/python -m pytest $(AT_ONCE) -m "not browser" $(ARGS)
 else
-	@CHROMIUM="$$(PATH="$(CURDIR)/$(BIN):$$PATH" tests/chromium.sh)" && export CHROMIUM && \
-		$(BIN)/python -m pytest $(AT_ONCE) $(ARGS)
+	@$(WITH_CHROMIUM) $(BIN)/python -m pytest $(AT_ONCE) $(ARGS)
 endif
 
 smoke:
@@ -47,7 +47,7 @@ bench: $(VENV)/bench.done
 	@$(BIN)/python -m tests.bench $(ARGS)
 
 faults: $(VENV)/faults.done
-	@FAULTS=full $(BIN)/python -m pytest tests/faults $(ARGS)
+	@$(WITH_CHROMIUM) FAULTS=full $(BIN)/python -m pytest tests/faults $(ARGS)
 
 conformance: $(VENV)/run.done
 	@$(BIN)/python -m tests.conformance $(if $(ONLY),--only '$(ONLY)') $(ARGS) "$$CLIENT"
@@ -61,8 +61,7 @@ lint: $(VENV)/lint.done
 	@$(BIN)/mypy
 
 screenshot: $(VENV)/test.done
-	@CHROMIUM="$$(PATH="$(CURDIR)/$(BIN):$$PATH" tests/chromium.sh)" && export CHROMIUM && \
-		$(BIN)/python tests/screenshot.py
+	@$(WITH_CHROMIUM) $(BIN)/python tests/screenshot.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
