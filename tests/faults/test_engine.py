@@ -138,7 +138,7 @@ async def test_engine_stops_when_its_reply_is_not_wanted_any_more(
         after = clients.entry("And now?")
         await clients.ask(after, base=other.base)
         await asyncio.gather(asking, return_exceptions=True)
-    assert after.is_done
+    assert after.is_done, other.log()[-2000:]
     assert after.first_word_s is not None
     status = {"stop": "stopped", "leaving": "disconnected", "SIGTERM": "interrupted"}[how]
     [(content, stored)] = own_rows("select content, status from messages where id = %s", entry.reply_id)
