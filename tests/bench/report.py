@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from .drawing import draw
+from .growth import BACKGROUND
 from .streams import Round
 
 Spread = dict[str, float]
@@ -165,10 +166,12 @@ def targets(results: dict[str, Any], labels: dict[str, str]) -> list[Target]:
         found.append(Target("first word above the model's own, next to idle", value, "ms", 2.6))
     if "growth" in results:
         grown = results["growth"]
-        name, worst = max(grown["statements"].items(), key=lambda item: item[1]["ratio"])
-        value = spread(figures["ratio"] for figures in grown["statements"].values())
+        # Those that nobody waits for ran a dozen times, whatever else went on: by chance 0.4 to 2.5 x.
+        ratios = {name: row["ratio"] for name, row in grown["statements"].items() if BACKGROUND not in name}
+        name, worst = max(ratios.items(), key=lambda item: item[1])
+        value = spread(ratios.values())
         assert value is not None
-        value["median"] = round(worst["ratio"], 3)
+        value["median"] = round(worst, 3)
         what = f"growth to {grown['messages']:,} messages, slowest-growing statement"
         found.append(Target(what, value, "x", 1.2, name))
     return found
