@@ -490,8 +490,9 @@ async def test_bell_is_not_listened_for_any_longer_at_a_postgresql_that_hangs(
     await eventually(listening.is_set)
 
 
-async def test_bell_whose_listening_postgresql_gives_up_is_lost_and_not_cancelled(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("given_up", ["set", "listen"])
+async def test_bell_whose_statement_postgresql_gives_up_is_lost_and_not_cancelled(
+    monkeypatch: pytest.MonkeyPatch, given_up: str
 ) -> None:
     class Given:
         closed = False
@@ -506,17 +507,18 @@ async def test_bell_whose_listening_postgresql_gives_up_is_lost_and_not_cancelle
             pass
 
         async def execute(self, text: str) -> None:
-            # As aiopg does for a statement_timeout.
-            raise asyncio.CancelledError
+            if text.startswith(given_up):
+                # As aiopg does for a statement_timeout.
+                raise asyncio.CancelledError
 
         def close(self) -> None:
             self.closed = True
 
-    async def connect(*_: object) -> Given:
+    async def first(*_: object) -> Given:
         return given
 
     given = Given()
-    monkeypatch.setattr(db, "connect", connect)
+    monkeypatch.setattr("app.storage.connect.first", first)
     database = db.Database("", pool_size=1, timeout_s=1.0)
     with pytest.raises(OSError, match="given up"):
         await anext(database.listen("bell", lambda: None))

@@ -103,18 +103,16 @@ class Database:
         Raises:
             OSError: the connection cannot be made, or is lost. What is sent until the next call is not heard.
         """
+        connection = None
         try:
             self._bell = connection = await connect(self._url, "llm-app bell", self._timeout_s)
-        except (psycopg2.Error, TimeoutError) as exc:
-            raise OSError("no connection") from exc
-        try:
             async with connection.cursor() as cursor:
                 await cursor.execute(f'listen "{channel}"')
             ready()
             while True:
                 yield (await connection.notifies.get()).payload
         except (psycopg2.Error, TimeoutError) as exc:
-            raise OSError("connection lost") from exc
+            raise OSError("no connection, or none any more") from exc
         except asyncio.CancelledError:
             if is_cancelled():
                 raise
@@ -122,7 +120,7 @@ class Database:
         finally:
             self._bell = None
             # aiopg must not close a connection twice.
-            if not connection.closed:
+            if connection is not None and not connection.closed:
                 connection.close()
 
     async def _connect(self) -> Session:
