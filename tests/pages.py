@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import uuid
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from aiohttp.test_utils import TestServer
-from playwright.async_api import Browser, BrowserContext, Locator, Page, async_playwright, expect
+from playwright.async_api import Browser, BrowserContext, Locator, Page, Route, async_playwright, expect
 from serving import StartServer, serving
 from support import Gated, Rows, Tenant, base
 
@@ -111,6 +112,16 @@ async def open_page(
 async def say(page: Page, text: str) -> None:
     await page.get_by_role("textbox", name="Message").fill(text)
     await page.keyboard.press("Enter")
+
+
+async def intercept(page: Page, url: str, handler: Callable[[Route], Any], **options: Any) -> None:
+    """Route the requests of a page from now on. Chromium tells a page that is open a moment later than it says."""
+    await page.route(url, handler, **options)
+    await page.route("**/is-intercepted", lambda route: route.fulfill(body="yes"))
+    async with asyncio.timeout(10):
+        while await page.evaluate("fetch('/is-intercepted').then((answer) => answer.text())") != "yes":
+            pass
+    await page.unroute("**/is-intercepted")
 
 
 def replies(page: Page) -> Locator:

@@ -28,6 +28,7 @@ from pages import (
     base,
     browser,
     context,
+    intercept,
     is_complete,
     open_page,
     read_half,
@@ -181,7 +182,7 @@ async def test_stop_before_a_question_is_sent_keeps_it_here(
         await left.wait()
         await route.continue_()
 
-    await page.route(f"**/chats/{chat_id}/messages?*", hold)
+    await intercept(page, f"**/chats/{chat_id}/messages?*", hold)
     await page.get_by_role("link", name="Slow").click()
     await asked.wait()
     await say(page, "Hi")
@@ -199,7 +200,7 @@ async def test_question_waits_for_a_history_that_could_not_be_had(
     chat_id = add_chat(rows, tenant, "Old", messages=2)
     server = await start_server(model=says("Hello"))
     page = await open_page(server, ignore=FAILED_REQUEST)
-    await page.route(f"**/chats/{chat_id}/messages?*", lambda route: route.abort(), times=2)
+    await intercept(page, f"**/chats/{chat_id}/messages?*", lambda route: route.abort(), times=2)
     await page.get_by_role("link", name="Old").click()
     notice = page.locator("#notice").get_by_role("alert")
     await expect(notice).to_contain_text("does not answer")
@@ -471,7 +472,7 @@ async def test_history_that_comes_late_is_not_shown_in_another_chat(
             message = {"message_id": str(uuid.uuid4()), "role": "user", "content": "Late", "status": "complete"}
             await route.fulfill(json={"messages": [message], "next": None})
 
-    await page.route(f"**/chats/{slow}/messages?*", hold)
+    await intercept(page, f"**/chats/{slow}/messages?*", hold)
     await page.get_by_role("link", name="Slow").click()
     await asked.wait()
     await page.get_by_role("link", name="Quick").click()
@@ -542,7 +543,7 @@ async def test_earlier_messages_that_could_not_be_had_can_be_asked_for_again_by_
     chat_id = add_chat(rows, tenant, "Long", messages=60)
     server = await start_server()
     page = await open_page(server, url=f"{base(server)}/#{chat_id}", ignore=FAILED_REQUEST)
-    await page.route("**/messages?*before=*", lambda route: route.abort(), times=1)
+    await intercept(page, "**/messages?*before=*", lambda route: route.abort(), times=1)
     earlier = page.get_by_role("button", name="Show earlier messages")
     await earlier.click()
     await expect(page.locator("#earlier-notice strong")).to_have_text("The server cannot be reached")
@@ -617,7 +618,7 @@ async def test_stream_that_is_not_what_it_should_be_is_a_failure(
 ) -> None:
     page = await open_page(await start_server())
     answers: list[dict[str, str]] = []
-    await page.route("**/chat/stream", lambda route: route.fulfill(**answers[-1]))
+    await intercept(page, "**/chat/stream", lambda route: route.fulfill(**answers[-1]))
     for content_type, body, expected in (
         ("text/event-stream", TOKEN, "The stream ended before the reply was complete."),
         ("text/event-stream", TOKEN + "data: {\n\n", "The stream holds an event that is not JSON."),
@@ -632,7 +633,9 @@ async def test_stream_that_is_not_what_it_should_be_is_a_failure(
 async def test_tokens_that_are_not_the_full_text_are_told(start_server: StartServer, open_page: OpenPage) -> None:
     page = await open_page(await start_server())
     body = TOKEN + 'data: {"token":"","done":true,"fullText":"Help"}\n\n'
-    await page.route("**/chat/stream", lambda route: route.fulfill(content_type="text/event-stream", body=body))
+    await intercept(
+        page, "**/chat/stream", lambda route: route.fulfill(content_type="text/event-stream", body=body)
+    )
     await say(page, "Hi")
     await expect(replies(page).locator(".status")).to_contain_text("differ from fullText from character 4 on")
     assert await shown(replies(page)) == "Help"
@@ -642,7 +645,7 @@ async def test_error_that_is_not_from_the_chat_server_is_told_by_its_status(
     start_server: StartServer, open_page: OpenPage
 ) -> None:
     page = await open_page(await start_server(), ignore=FAILED_REQUEST)
-    await page.route("**/chat/stream", lambda route: route.fulfill(status=502, body="<h1>nginx</h1>"))
+    await intercept(page, "**/chat/stream", lambda route: route.fulfill(status=502, body="<h1>nginx</h1>"))
     await say(page, "Hi")
     await expect(page.locator("#notice").get_by_role("alert")).to_contain_text("status 502 Bad Gateway")
 
@@ -668,7 +671,7 @@ async def test_history_that_does_not_come_is_told_and_can_be_retried(
     async def swallow(route: Route) -> None:
         asked.set()
 
-    await page.route(f"**/chats/{chat_id}/messages?*", swallow)
+    await intercept(page, f"**/chats/{chat_id}/messages?*", swallow)
     await link.click()
     await asked.wait()
     await page.clock.run_for(33_000)
@@ -751,7 +754,7 @@ async def test_page_that_cannot_get_back_in_time_keeps_what_it_has_and_says_so(
             tries += 1
             await route.abort()
 
-        await page.route("**/chat/stream/*", refuse)
+        await intercept(page, "**/chat/stream/*", refuse)
         for connection in list(connections):
             connection.transport.abort()
         notice = page.locator("#notice").get_by_role("alert")
@@ -804,7 +807,7 @@ async def test_question_that_is_not_answered_is_given_up_and_asked_once(
         await route.fetch()
         asked.set()
 
-    await page.route("**/chat/stream", swallow)
+    await intercept(page, "**/chat/stream", swallow)
     await say(page, "Hi")
     await asked.wait()
     await page.clock.run_for(33_000)
@@ -858,7 +861,7 @@ async def test_reply_that_is_cut_short_is_come_back_for_ever_more_seldom_until_i
         else:
             await route.fulfill(content_type="text/event-stream", body=body)
 
-    await page.route("**/chat/stream**", answer)
+    await intercept(page, "**/chat/stream**", answer)
     await page.evaluate(
         """() => {
             const { fetch } = window;
@@ -907,7 +910,7 @@ async def test_silence_of_a_lost_connection_is_not_called_buffering(
             body = 'data: {"token":" world","done":false}\n\n' * 30 + done_event(text)
             await route.fulfill(content_type="text/event-stream", body=body)
 
-    await page.route("**/chat/stream**", answer)
+    await intercept(page, "**/chat/stream**", answer)
     await say(page, "Hi")
     await is_complete(replies(page))
     await expect(page.locator(".burst")).to_be_empty()
@@ -975,7 +978,7 @@ async def test_reply_that_has_less_stored_than_was_read_keeps_what_was_read(
     rows("update messages set status = 'interrupted', content = '' where id = %s", reply_id)
     page = await open_page(await start_server(), ignore=FAILED_REQUEST)
     headers = {"content-type": "text/event-stream", "x-message-id": str(reply_id), "x-chat-id": chat_id}
-    await page.route("**/chat/stream", lambda route: route.fulfill(headers=headers, body=TOKEN))
+    await intercept(page, "**/chat/stream", lambda route: route.fulfill(headers=headers, body=TOKEN))
     await say(page, "Hi")
     await expect(replies(page).locator(".status")).to_have_text("Interrupted: the server stopped before the end")
     assert await shown(replies(page)) == "Hello"
@@ -1498,7 +1501,7 @@ async def test_page_needs_nothing_of_a_browser_that_came_after_2022(
         css = NEWER_CSS.sub("unknown", (WEB / Path(route.request.url).name).read_text())
         await route.fulfill(content_type="text/css", body=css)
 
-    await page.route("**/*.css", older)
+    await intercept(page, "**/*.css", older)
     await page.reload()
     assert await page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(250, 249, 247)"
     assert await page.evaluate("document.body.clientHeight") == 700

@@ -16,6 +16,7 @@ from pages import (
     base,
     browser,
     context,
+    intercept,
     is_complete,
     open_page,
     replies,
@@ -150,7 +151,7 @@ async def test_title_that_the_server_refuses_is_the_old_one_again_and_can_be_ret
         await answer.wait()
         await route.fulfill(status=503, json={"error": "Database unavailable", "message": "Try again."})
 
-    await page.route(f"**/chats/{chat_id}", refuse, times=1)
+    await intercept(page, f"**/chats/{chat_id}", refuse, times=1)
     await choose(page, "Old", "Rename")
     await page.keyboard.type("New")
     await page.locator("#thread").click()  # To leave the field is to have meant it.
@@ -210,7 +211,7 @@ async def test_chat_that_cannot_be_deleted_stays_and_can_be_retried(
     chat_id = add_chat(rows, tenant, "Old", messages=2)
     page = await open_page(await start_server(), ignore=FAILED_REQUEST)
     refusal = {"error": "Not stopped", "message": "Its reply still runs."}
-    await page.route(f"**/chats/{chat_id}", lambda route: route.fulfill(status=503, json=refusal), times=1)
+    await intercept(page, f"**/chats/{chat_id}", lambda route: route.fulfill(status=503, json=refusal), times=1)
     await choose(page, "Old", "Delete")
     await page.get_by_role("alertdialog").get_by_role("button", name="Delete").click()
     await expect(page.locator("#chats-notice")).to_contain_text("Its reply still runs.")
@@ -253,7 +254,7 @@ async def test_search_finds_as_one_types_and_an_answer_that_comes_late_is_not_sh
             await answer.wait()
         await route.continue_()
 
-    await page.route("**/chats?*", hold)
+    await intercept(page, "**/chats?*", hold)
     await page.keyboard.press("Control+k")
     search = page.get_by_role("searchbox", name="Search chats")
     await expect(search).to_be_focused()
@@ -289,7 +290,7 @@ async def test_rest_of_the_list_can_be_had_after_a_search_that_came_in_between(
     async def swallow(route: Route) -> None:
         asked.set()
 
-    await page.route("**/chats?*before=*", swallow, times=1)
+    await intercept(page, "**/chats?*before=*", swallow, times=1)
     more = page.get_by_role("button", name="More")
     await more.click()
     await asked.wait()

@@ -14,6 +14,7 @@ from pages import (
     base,
     browser,
     context,
+    intercept,
     is_complete,
     open_page,
     read_half,
@@ -153,7 +154,7 @@ async def test_edit_that_is_refused_puts_back_what_it_would_have_replaced(
     page = await open_page(await start_server(model=counting([])), ignore=FAILED_REQUEST)
     await asked_one_after_another(page, "One", "Two")
     refusal = {"error": "Database unavailable", "message": "The question was not stored; ask again."}
-    await page.route("**/chat/stream", lambda route: route.fulfill(status=503, json=refusal), times=1)
+    await intercept(page, "**/chat/stream", lambda route: route.fulfill(status=503, json=refusal), times=1)
     await questions(page).last.get_by_role("button", name="Edit").click()
     await page.get_by_role("textbox", name="Message").fill("Three")
     await page.keyboard.press("Enter")
@@ -256,7 +257,7 @@ async def test_messages_are_reached_by_tab_below_one_that_was_not_sent(
     start_server: StartServer, open_page: OpenPage
 ) -> None:
     page = await open_page(await start_server(model=says("Hello")), ignore=FAILED_REQUEST)
-    await page.route("**/chat/stream", lambda route: route.abort(), times=1)
+    await intercept(page, "**/chat/stream", lambda route: route.abort(), times=1)
     await say(page, "One")
     await expect(page.locator("#notice strong")).to_have_text("The server cannot be reached")
     await asked_one_after_another(page, "Two")
@@ -347,7 +348,7 @@ async def test_draft_of_each_chat_is_kept_over_a_reload_until_it_is_sent(
     await page.get_by_role("button", name="New chat").click()
     await expect(field).to_have_value("For a new chat")
     # A message that is not sent is none that is lost.
-    await page.route("**/chat/stream", lambda route: route.abort(), times=1)
+    await intercept(page, "**/chat/stream", lambda route: route.abort(), times=1)
     await page.keyboard.press("Enter")
     await expect(page.locator("#notice strong")).to_have_text("The server cannot be reached")
     await page.reload()
@@ -373,7 +374,7 @@ async def test_message_on_its_way_is_not_lost_with_the_page_nor_for_what_is_writ
         await refused.wait()
         await route.abort()
 
-    await page.route("**/chat/stream", hold)
+    await intercept(page, "**/chat/stream", hold)
     await say(page, "One")
     await asked.wait()
     await expect(field).to_have_value("")
@@ -407,12 +408,31 @@ async def test_message_that_was_asked_before_the_page_knew_is_no_draft(
         await route.fetch()
         asked.set()
 
-    await page.route("**/chat/stream", swallow)
+    await intercept(page, "**/chat/stream", swallow)
     await say(page, "Two")
     await asked.wait()
     await page.reload()
     await expect(texts(page)).to_have_text(["One", "Hello", "Two", "Hello"])
     await expect(page.get_by_role("textbox", name="Message")).to_have_value("")
+
+
+async def test_message_that_is_written_anew_is_not_taken_for_one_that_was_asked(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    page = await open_page(await start_server(model=says("Hello")))
+    await asked_one_after_another(page, "One")
+    field, loading = page.get_by_role("textbox", name="Message"), asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        await loading.wait()
+        await route.continue_()
+
+    await intercept(page, "**/messages?*", hold)
+    await page.reload()
+    await field.fill("One")
+    loading.set()
+    await expect(texts(page)).to_have_text(["One", "Hello"])
+    await expect(field).to_have_value("One")
 
 
 async def test_message_to_a_chat_that_another_window_has_deleted_is_sent_in_a_new_one(

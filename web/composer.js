@@ -25,6 +25,7 @@ const composer = (() => {
     let place = 'new'; // whose draft is in the field
     let edited = null; // what was in the field before, and who gets what is in it now
     let sent = ''; // what is being asked: lost if the page is left before it is, but for its draft
+    let restored = ''; // the draft that was found, until anything is written
 
     const room = { open, send, adopt, takeBack, forget, edit, focus, onsubmit() {} };
 
@@ -42,6 +43,7 @@ const composer = (() => {
     }
 
     function compose(text) {
+        restored = '';
         input.value = text;
         fit();
         save();
@@ -109,7 +111,7 @@ const composer = (() => {
         sent = '';
         $('editing').hidden = true;
         place = chat ?? 'new';
-        input.value = Object.fromEntries(drafts())[place] ?? '';
+        restored = input.value = Object.fromEntries(drafts())[place] ?? '';
         fit();
     }
 
@@ -135,7 +137,7 @@ const composer = (() => {
     }
 
     function forget(message) {
-        if (edited || input.value !== message) return;
+        if (edited || restored !== message) return;
         input.value = '';
         fit();
         save();
@@ -148,6 +150,7 @@ const composer = (() => {
         submit();
     });
     input.addEventListener('input', () => {
+        restored = '';
         fit();
         clearTimeout(typing);
         typing = setTimeout(save, TYPING_MS);

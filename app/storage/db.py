@@ -103,14 +103,13 @@ class Database:
         Raises:
             OSError: the connection cannot be made, or is lost. What is sent until the next call is not heard.
         """
-        connection = None
         try:
-            self._bell = connection = await connect(self._url, "llm-app bell", self._timeout_s)
-            async with connection.cursor() as cursor:
+            self._bell = await connect(self._url, "llm-app bell", self._timeout_s)
+            async with self._bell.cursor() as cursor:
                 await cursor.execute(f'listen "{channel}"')
             ready()
             while True:
-                yield (await connection.notifies.get()).payload
+                yield (await self._bell.notifies.get()).payload
         except (psycopg2.Error, TimeoutError) as exc:
             raise OSError("no connection, or none any more") from exc
         except asyncio.CancelledError:
@@ -118,10 +117,10 @@ class Database:
                 raise
             raise OSError("given up by PostgreSQL") from None
         finally:
-            self._bell = None
+            bell, self._bell = self._bell, None
             # aiopg must not close a connection twice.
-            if connection is not None and not connection.closed:
-                connection.close()
+            if bell and not bell.closed:
+                bell.close()
 
     async def _connect(self) -> Session:
         connection = await connect(self._url, "llm-app", self._timeout_s)
