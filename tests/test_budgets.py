@@ -22,7 +22,7 @@ from app.models import Conversation, Model, ModelBusy, Reasoning, Stop, Usage
 from app.parsers import Price
 from app.replies.turns import TURNS
 from app.storage.db import Database
-from app.storage.store import Store
+from app.storage.store import DEMO_ORG_ID, DEMO_USER_ID, Store
 
 INVARIANTS = (Path(__file__).parent / "faults" / "invariants.sql").read_text()
 
@@ -570,7 +570,7 @@ async def test_budgets_are_given_and_changed_as_the_documents_say(
 ) -> None:
     server = await start_server(model=counts("Hello"), model_max_tokens=MAX_TOKENS)
     # Each statement that they show, in order.
-    text = snippet("sql", "insert into budgets")
+    text = snippet("sql", "null, 'month'")
     text = text.replace("10000000-0000-0000-0000-000000000000", tenant.org_id)
     text = text.replace("20000000-0000-0000-0000-000000000000", tenant.user_id)
     rows(text)
@@ -578,6 +578,12 @@ async def test_budgets_are_given_and_changed_as_the_documents_say(
     assert budgets.state() == [(37, 0)] * 2
     rows(snippet("sql", "update budgets").replace("20000000-0000-0000-0000-000000000000", tenant.user_id))
     assert rows("select units from budgets where user_id = %s", tenant.user_id) == [(0,)]
+    assert (await post_chat(server, tenant))[0] == 402
+    # The line for the demo data, once there is nothing else.
+    rows("delete from budgets where org_id = %s", tenant.org_id)
+    assert (await post_chat(server, tenant))[0] == 200
+    text = snippet("sql", "'day', 0)")
+    rows(text.replace(DEMO_ORG_ID, tenant.org_id).replace(DEMO_USER_ID, tenant.user_id))
     assert (await post_chat(server, tenant))[0] == 402
 
 

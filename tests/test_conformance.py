@@ -18,7 +18,17 @@ from support import tool
 from test_readme import DOCUMENTS
 
 from tests.conformance.__main__ import Outcome, chosen, fails, judge, junit, main
-from tests.conformance.judge import Evidence, Finding, Row, Run, Seen, more_than_the_reply, stray, verdict
+from tests.conformance.judge import (
+    Evidence,
+    Finding,
+    Row,
+    Run,
+    Seen,
+    last_line,
+    more_than_the_reply,
+    stray,
+    verdict,
+)
 from tests.conformance.rig import MESSAGE, Rig, running, text_of
 from tests.conformance.scenarios import FULL, GROUPS, QUICK, SCENARIOS, TEXT
 
@@ -85,6 +95,22 @@ try:
 except OSError:
     ask()
 """
+
+
+@pytest.mark.parametrize(
+    ("stderr", "line"),
+    [
+        ("", ""),
+        ("one\ntwo\n\n", "two"),
+        (
+            "node:internal\n  throw err;\nError: Cannot find module 'x.js'\n    at y\n\nNode.js v20.20.2\n",
+            "Error: Cannot find module 'x.js'",
+        ),
+        ("Traceback\n  File x\nKeyError: 'CHAT_KEY'\n", "KeyError: 'CHAT_KEY'"),
+    ],
+)
+def test_last_line_of_a_client_says_what_went_wrong(stderr: str, line: str) -> None:
+    assert last_line(stderr) == line
 
 
 async def test_naive_client_is_told_what_it_does_wrong(rig: Rig, tmp_path: Path) -> None:
@@ -434,7 +460,7 @@ def test_client_that_is_none_is_told_in_a_line(
             "no-such-program",
             "the client is 'no-such-program', expected a command: there is no program of that name",
         ),
-        ("", "there is no client, expected a command: 'node client.js'"),
+        ("", "there is no client, expected a command, as make conformance CLIENT='node client.js' gives it"),
         ("node 'client.js", 'the client is "node \'client.js", expected a command: No closing quotation'),
         ("true", "the client sent no request to CHAT_URL; its exit code is 0, "),
         (

@@ -200,7 +200,7 @@ async def psql(url: str, statement: str | None = None) -> bytes:
     for shown, here in (
         (".venv/lib/python3*/site-packages", sysconfig.get_path("purelib")),
         ("$PWD/.data", parse_dsn(url)["host"]),
-        ("select role, status, content from messages;", statement),
+        ("select chat_id, role, status, content from messages order by chat_id, position;", statement),
     ):
         assert shown in command
         command = command.replace(shown, here or shown)

@@ -101,7 +101,9 @@ def command_of(client: str) -> list[str]:
     except ValueError as exc:
         raise NoClient(f"the client is {client!r}, expected a command: {exc}") from None
     if not command:
-        raise NoClient("there is no client, expected a command: 'node client.js'")
+        raise NoClient(
+            "there is no client, expected a command, as make conformance CLIENT='node client.js' gives it"
+        )
     if shutil.which(command[0]) is None:
         why = "there is no program of that name"
         if Path(command[0]).is_file():

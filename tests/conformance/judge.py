@@ -123,7 +123,9 @@ def difference(printed: str, text: str) -> str:
 
 
 def last_line(text: str) -> str:
-    line = next((line.strip()[:120] for line in reversed(text.splitlines()) if line.strip()), "")
+    # Node ends with its version, Python with the error itself.
+    lines = [line.strip()[:120] for line in text.splitlines() if line.strip() and not line.startswith("Node.js v")]
+    line = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "")
     # Neither for terminals nor for XML.
     return "".join(char if char.isprintable() else "?" for char in line)
 

@@ -257,6 +257,7 @@ try {
   for await (const token of reply.tokens()) text += token;
 } catch (error) {
   text = error.message;
+  await reply.stop(); // there is nothing to stop
 }
 console.log(text);
 """
