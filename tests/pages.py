@@ -124,6 +124,18 @@ async def intercept(page: Page, url: str, handler: Callable[[Route], Any], **opt
     await page.unroute("**/is-intercepted")
 
 
+async def lose_answers(page: Page, url: str) -> asyncio.Event:
+    """Let requests reach the server, and no answer the page; return what is set when one was answered."""
+    answered = asyncio.Event()
+
+    async def swallow(route: Route) -> None:
+        await route.fetch()
+        answered.set()
+
+    await intercept(page, url, swallow)
+    return answered
+
+
 def replies(page: Page) -> Locator:
     return page.locator("#messages > .assistant")
 

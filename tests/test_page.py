@@ -30,6 +30,7 @@ from pages import (
     context,
     intercept,
     is_complete,
+    lose_answers,
     open_page,
     read_half,
     replies,
@@ -801,13 +802,7 @@ async def test_question_that_is_not_answered_is_given_up_and_asked_once(
 ) -> None:
     page = await open_page(await start_server(model=says("Hello")), ignore=FAILED_REQUEST)
     await page.clock.install()
-    asked = asyncio.Event()
-
-    async def swallow(route: Route) -> None:
-        await route.fetch()
-        asked.set()
-
-    await intercept(page, "**/chat/stream", swallow)
+    asked = await lose_answers(page, "**/chat/stream")
     await say(page, "Hi")
     await asked.wait()
     await page.clock.run_for(33_000)

@@ -16,6 +16,7 @@ from pages import (
     context,
     intercept,
     is_complete,
+    lose_answers,
     open_page,
     read_half,
     replies,
@@ -402,13 +403,7 @@ async def test_message_that_was_asked_before_the_page_knew_is_no_draft(
 ) -> None:
     page = await open_page(await start_server(model=says("Hello")))
     await asked_one_after_another(page, "One")
-    asked = asyncio.Event()
-
-    async def swallow(route: Route) -> None:
-        await route.fetch()
-        asked.set()
-
-    await intercept(page, "**/chat/stream", swallow)
+    asked = await lose_answers(page, "**/chat/stream")
     await say(page, "Two")
     await asked.wait()
     await page.reload()

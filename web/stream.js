@@ -168,17 +168,11 @@ const ReplyStream = (() => {
             return answer;
         }
 
-        /** Wait for what is to come on the connection, but not for ever. */
+        /** Wait for what is to come, unless something else is first. */
         #heard(coming) {
-            const connection = this.#connection;
             return new Promise((resolve, reject) => {
                 this.#interrupt = reject;
-                const alarm = setTimeout(() => {
-                    const { server } = settings.current;
-                    reject(new Lost('No answer', `Nothing has come from ${server} for ${SILENCE_MS / 1000} s.`));
-                    connection.abort();
-                }, SILENCE_MS);
-                coming.then(resolve, reject).finally(() => clearTimeout(alarm));
+                coming.then(resolve, reject);
             });
         }
 
@@ -204,8 +198,9 @@ const ReplyStream = (() => {
             const parser = new SseParser();
             const reader = response.body.getReader();
             for (;;) {
-                const { done, value } = await this.#heard(reader.read()).catch((error) => {
-                    if (error.name === 'AbortError' || error instanceof Lost) throw error;
+                const { done, value } = await this.#heard(inTime(reader.read())).catch((error) => {
+                    if (error.title === 'No answer') this.#connection.abort();
+                    if (error.name === 'AbortError' || error instanceof Failure) throw error;
                     throw new Lost('Connection lost', 'The connection broke before the reply was complete.', { requestId });
                 });
                 if (done) throw new Lost('Stream cut short', 'The stream ended before the reply was complete.', { requestId });
