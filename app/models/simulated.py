@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import heapq
 import random
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator
 from dataclasses import dataclass
-from math import ceil, exp
+from math import exp
 
 from app.models import Conversation, ModelError, PushReply
 from app.models.knobs import GAP_LIMIT_S, Knobs, Lognormal, Uniform
@@ -19,11 +19,8 @@ MAX_LAG_S = 0.1
 # What is said without a delay is said in parts, one in a step of the event loop, so that others get their turn.
 WORDS_AT_ONCE = 32
 
+# To the nearest millisecond: uvloop's clock and timers know no other time, and rounded up twice, words were late.
 TICKS_PER_S = 1000
-
-# A timer of uvloop, whose unit is the millisecond, rings up to half of one early. What is due by then is taken
-# as due: to wait for so little again would spin the loop.
-EARLY_TICKS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +80,7 @@ class SimulatedReply(PushReply):
     """Says `words`, each after a delay of its own from `delay_s` (uniform); with (0, 0), at once."""
 
     def __init__(
-        self, words: Sequence[str], rng: random.Random, delay_s: tuple[float, float], clock: Clock
+        self, words: Collection[str], rng: random.Random, delay_s: tuple[float, float], clock: Clock
     ) -> None:
         self.text_length: int | None = sum(map(len, words))
         self.total_pieces: int | None = len(words)
@@ -228,7 +225,7 @@ class Clock:
             if outcome.done():
                 continue
             try:
-                tick = ceil(next(schedule) * TICKS_PER_S)
+                tick = round(next(schedule) * TICKS_PER_S)
             except StopIteration as end:
                 if not outcome.done():
                     outcome.set_result(end.value)
@@ -252,12 +249,13 @@ class Clock:
             self._timer.cancel()
             self._timer = None
         if self._ticks:
-            self._timer = self.loop.call_at((self._ticks[0] + EARLY_TICKS) / TICKS_PER_S, self._ring)
+            self._timer = self.loop.call_at(self._ticks[0] / TICKS_PER_S, self._ring)
 
     def _ring(self) -> None:
         self.now_s = self.loop.time()
+        now = round(self.now_s * TICKS_PER_S)
         due: list[Sleeper] = []
-        while self._ticks and self._ticks[0] <= self.now_s * TICKS_PER_S:
+        while self._ticks and self._ticks[0] <= now:
             due += self._sleepers.pop(heapq.heappop(self._ticks))
         # What is due again by now waits for the loop's next step.
         self._set_timer()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import chain, cycle, islice
 
 from app.models import excerpt
@@ -17,20 +17,37 @@ WORD = re.compile(r"\s*\S+")
 ASKS_FOR_STORY = re.compile(r"\bstory\b", re.IGNORECASE)
 
 
+class Words(Collection[str]):
+    """The words of a reply: the first ones are its own, the others its template's, 2 KiB that no reply copies."""
+
+    def __init__(self, own: list[str], others: list[str]) -> None:
+        self._own = own
+        self._others = others
+
+    def __len__(self) -> int:
+        return len(self._own) + len(self._others)
+
+    def __iter__(self) -> Iterator[str]:
+        return chain(self._own, self._others)
+
+    def __contains__(self, word: object) -> bool:
+        return word in self._own or word in self._others
+
+
 class Template:
     """A text with fields, split into words once; the replies made of it share the strings."""
 
     def __init__(self, text: str) -> None:
-        self._words = WORD.findall(text)
-        # The last first: what is filled in moves none that is still to be.
-        self._fields = [at for at, word in enumerate(self._words) if "{" in word][::-1]
+        words = WORD.findall(text)
+        beyond = 1 + max(at for at, word in enumerate(words) if "{" in word)
+        self._with_fields, self._others = words[:beyond], words[beyond:]
 
-    def fill(self, **values: object) -> list[str]:
-        words = self._words.copy()
-        for at in self._fields:
+    def fill(self, **values: object) -> Words:
+        own: list[str] = []
+        for word in self._with_fields:
             # A value may bring white space, and braces that are no fields.
-            words[at : at + 1] = WORD.findall(words[at].format(**values))
-        return words
+            own += WORD.findall(word.format(**values)) if "{" in word else (word,)
+        return Words(own, self._others)
 
 
 REPLIES = [
@@ -69,7 +86,7 @@ STORY = Template(
 )
 
 
-def compose(asked: Sequence[str], rng: random.Random) -> list[str]:
+def compose(asked: Sequence[str], rng: random.Random) -> Words:
     """Return the words of a reply to the last of `asked`: 20 to 60, or a story of 150 or more."""
     template = STORY if ASKS_FOR_STORY.search(asked[-1]) else rng.choice(REPLIES)
     return template.fill(quote=excerpt(asked[-1], words=12, chars=80), turn=len(asked))
@@ -165,7 +182,7 @@ def seeded(seed: str, asked: Sequence[str]) -> random.Random:
 
 def told(asked: Sequence[str], rng: random.Random, knobs: Knobs) -> Iterator[str]:
     """Yield the words that the knobs ask for: of a text of theirs, or of a reply; again and again for more."""
-    words = WORD.findall(TEXTS[knobs.text]) if knobs.text else compose(asked, rng)
+    words = WORD.findall(TEXTS[knobs.text]) if knobs.text else list(compose(asked, rng))
     if knobs.words is None and not knobs.endless:
         return iter(words)
     again = chain(words, cycle(["\n\n" + words[0], *words[1:]]))

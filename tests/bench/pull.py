@@ -15,7 +15,6 @@ import runpy
 import sys
 from collections.abc import AsyncIterator
 from functools import partial
-from math import ceil
 from pathlib import Path
 
 # The server is that of the folder that this runs in.
@@ -37,7 +36,7 @@ class Clock:
         self._sleepers: dict[int, list[asyncio.Future[None]]] = {}
 
     def sleep_until(self, due_s: float) -> asyncio.Future[None]:
-        tick = ceil(due_s * 1000)
+        tick = round(due_s * 1000)
         sleepers = self._sleepers.get(tick)
         if sleepers is None:
             sleepers = self._sleepers[tick] = []
