@@ -248,7 +248,8 @@ async def serve(app: web.Application, listener: socket.socket) -> None:
         async with letting_in(runner.server, listener, BACKLOG, kept=settings.pool_size + OWN_CONNECTIONS):
             log.info("Listening", extra={"address": "{}:{}".format(*listener.getsockname()[:2])})
             await app[STOP].wait()
-            log.info("Stopping")
+            said = {"replies": len(app[TURNS].replies), "graceS": settings.shutdown_grace_s}
+            log.info("Stopping", extra=said)
             await asyncio.sleep(settings.stop_delay_s)
             # Before the listener closes, so that probes and late clients get an answer.
             await drain(app)

@@ -77,7 +77,8 @@ def test_signal_ends_streams_after_their_grace_saves_them_and_tells_the_client(
     with ask(base, tenant) as stream:
         first = stream.readline()
         process.popen.send_signal(number)
-        process.wait_for("Stopping")
+        stopping = process.wait_for("Stopping")
+        assert (stopping["replies"], stopping["graceS"]) == (1, 2)
         assert status_of(f"{base}/ready") == 503
         assert status_of(f"{base}/health") == 200
         assert status_of(f"{base}/chats", tenant) == 503
