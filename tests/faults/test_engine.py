@@ -27,34 +27,35 @@ pytestmark = [
 
 # Of its own: what it installs is to be beside nothing else.
 VENV = ROOT / ".venv/engine"
-BIN = VENV / "bin"
+PYTHON = VENV / "bin/python"
 
 # More than it says in an hour.
 ENDLESS = "100000"
 
 
 @pytest.fixture(scope="session")
-def transformers() -> Path:
-    """The program; installed once, until `make clean`."""
+def python() -> Path:
+    """The Python that has transformers; installed once, until `make clean`."""
     done = VENV / "done"
     if not done.exists():
         subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
-        pip = [BIN / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        pip = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, "transformers[serving]>=5.24", "torch"], check=True)
         done.touch()
-    return BIN / "transformers"
+    return PYTHON
 
 
 @pytest.fixture(scope="module")
-def engine(transformers: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, psutil.Process]]:
+def engine(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, psutil.Process]]:
     """The base URL of an engine that answers one request at a time, and its process."""
     folder, port = tmp_path_factory.mktemp("engine"), unused_port()
     # One thread: more would be in each other's way over so small a model.
     environ = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    subprocess.run([BIN / "python", Path(__file__).with_name("engine.py"), folder / "tiny"], check=True)
+    subprocess.run([python, Path(__file__).with_name("engine.py"), folder / "tiny"], check=True)
+    serve = [python, Path(__file__).with_name("engine_serve.py"), "serve", "tiny", "--device", "cpu"]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [transformers, "serve", "tiny", "--device", "cpu", "--host", "127.0.0.1", "--port", str(port)],
+            [*serve, "--host", "127.0.0.1", "--port", str(port)],
             cwd=folder,
             env=environ,
             stdout=log,
@@ -110,7 +111,8 @@ async def test_engine_stops_when_its_reply_is_not_wanted_any_more(
     how: str,
 ) -> None:
     server = ask_engine(ENDLESS, RESUME_WINDOW_S="0", SHUTDOWN_GRACE_S="0")
-    other = ask_engine("20")
+    # An engine that has not stopped is not waited for as long as a model may take.
+    other = ask_engine("20", MODEL_FIRST_S="20")
     tenant, port = own_rows.tenant(), int(engine[0].split(":")[2].split("/")[0])
 
     def is_connected() -> bool:
