@@ -1,6 +1,6 @@
 -- Open a turn: check the caller, find or create the chat, store the question and an empty reply. All or nothing.
 -- takes:   org_id, user_id, create_caller (whether a user who is not known is made, and their org),
---          chat_id (null: a new chat), title (of a new chat), reply_id,
+--          chat_id (null: a new chat), title (of a new chat; never null), reply_id,
 --          replaces (a question of the chat, or its reply: the new one takes the place of it and of all after it; null: of
 --          none), last (what its asker takes for the last message of the chat; null: the reply to what is replaced),
 --          content (of the question), server_id (whose lock this server holds), history_limit (messages),
@@ -39,7 +39,8 @@ chat as (
     select chats.id, chats.message_count, chats.xmin as version
     from caller
     join chats
-        on chats.org_id = %(org_id)s and chats.user_id = caller.id and chats.id = %(chat_id)s::uuid
+        -- Not user_id = caller.id: while few chats are known of, the planner would look for it among all of the org.
+        on chats.org_id = %(org_id)s and chats.user_id is not distinct from caller.id and chats.id = %(chat_id)s::uuid
     for update of chats
 ),
 -- ...but all else as it was when this statement began (READ COMMITTED). So the two are compared: by the transaction that
@@ -48,7 +49,7 @@ last_reply as (
     select messages.id, messages.status, messages.server_id, chats.xmin as version
     from caller
     join chats
-        on chats.org_id = %(org_id)s and chats.user_id = caller.id and chats.id = %(chat_id)s::uuid
+        on chats.org_id = %(org_id)s and chats.user_id is not distinct from caller.id and chats.id = %(chat_id)s::uuid
     -- None, if it was deleted by hand.
     left join messages
         on messages.org_id = chats.org_id
