@@ -207,6 +207,56 @@ async def test_bars_in_code_are_text_where_a_row_has_too_many_cells(page: Page) 
     assert found == [["x|y", "b"], ["a || b", "or"], ["a | b", "pipe"], ["`a", "b`"], ["`", "`"]]
 
 
+async def test_br_in_a_tables_cell_is_a_line_break_and_no_other_html_is_anything(page: Page) -> None:
+    rows = [
+        ("a<br>b", "a<br>b"),
+        ("a <BR/> b", "a<br>b"),
+        ("**a<Br />b**", "<strong>a<br>b</strong>"),
+        ("[a<br>b](https://e.com)", None),
+        ("`a<br>b`", "<code>a&lt;br&gt;b</code>"),
+        ("\\<br>", "&lt;br&gt;"),
+        ("&lt;br>", "&lt;br&gt;"),
+        ("<br onclick=hit()>", "&lt;br onclick=hit()&gt;"),
+        ("<br", "&lt;br"),
+        ("<break> </br> <b>c</b>", "&lt;break&gt; &lt;/br&gt; &lt;b&gt;c&lt;/b&gt;"),
+        ("<br>1.<br>שלום", "<br>1.<br>שלום"),
+    ]
+    text = "| x<br>y | z |\n|---|---|\n" + "".join(f"| {source} | 1 |\n" for source, _ in rows) + "\na<br>b"
+    for pieces in ("[text]", "[...text]"):
+        head, cells, direction, after = await page.evaluate(
+            f"""(text) => {{
+                const place = rendered(text, {pieces});
+                const cells = [...place.querySelectorAll('td:first-child')];
+                return [place.querySelector('th').innerHTML, cells.map((cell) => cell.innerHTML),
+                    cells.at(-1).dir, place.querySelector('p').textContent];
+            }}""",
+            text,
+        )
+        assert head == "x<br>y"
+        link = cells.pop(3)
+        assert re.fullmatch(r"<a [^>]*>a<br>b</a>", link)
+        assert cells == [shown for _, shown in rows if shown is not None]
+        assert direction == "rtl"
+        assert after == "a<br>b"
+
+
+async def test_break_in_a_row_is_never_shown_as_text_while_it_comes(page: Page) -> None:
+    seen = await page.evaluate(
+        """(text) => {
+            const place = document.createElement('div');
+            const writer = markdown.into(place);
+            const seen = new Set();
+            for (const char of text) {
+                writer.append(char);
+                seen.add(place.textContent);
+            }
+            return [...seen];
+        }""",
+        "| a<br>b |\n|---|\n| c<br />d |\n",
+    )
+    assert seen == ["", "ab", "abcd"]
+
+
 async def test_columns_of_a_table_begin_where_its_language_does(page: Page) -> None:
     found = await page.evaluate(
         """(text) => {
@@ -263,6 +313,7 @@ HOSTILE = {
     "javascript: by others": "<javascript:hit=1> ![i](javascript:hit)\n\n[s]: javascript:hit\n[s] [v](vbscript:x)",
     "other schemes": "[a](data:text/html,<script>hit=1</script>) [f](file:///etc/passwd) [b](blob:https://e.com/1) [i](ftp://e)",
     "relative": "[a](/logout) [b](//example.com) [c](?q) [d](#x) [e](\\\\example.com) [f](https:\\\\e.com)",
+    "breaks": "| <br onclick=hit=1> | <br/onclick=hit=1> |\n|---|---|\n| <br><script>hit=1</script> | <br\t/> |",
     "attributes": '```x" onclick="hit=1\ncode\n```\n\n<a href="javascript:hit=1">x</a>',
     "nested fences": "````\n```\n<b>x</b>\n```\n````\n~~~ ```\n~~~~\n",
     "NUL and surrogates": "a\0b \ud800 [x](https://e.com/\ud800) &#0; &#xd800;",
@@ -306,10 +357,11 @@ async def test_hostile_text_makes_no_node_that_does_anything(page: Page, name: s
         "del",
         "a",
         "br",
+        *("table", "colgroup", "col", "thead", "tbody", "tr", "th", "td"),
     ]
     for tag, attributes, href in made["found"]:
         assert tag in allowed
-        assert set(attributes) <= {"dir", "class", "href", "title", "target", "rel", "type", "tabindex"}
+        assert set(attributes) <= {"dir", "class", "href", "title", "target", "rel", "type", "tabindex", "style"}
         assert href is None or re.match(r"https?://|mailto:", href)
     assert made["hit"] is None
     assert requests == []
@@ -358,6 +410,7 @@ LONG: dict[str, Callable[[int], str]] = {
     "hashes": lambda n: "# " + "# a " * (n // 4) + "#" * n,
     "bars": lambda n: "|" * n + "\n" + "|-" * (n // 2) + "\n" + "|" * n,
     "rows": lambda n: "|a|b|\n|-|-|\n" + "|a|\n" * (n // 4),
+    "breaks": lambda n: "|a|\n|-|\n|" + "<br>" * (n // 4) + "<br " * (n // 4),
     "dashes": lambda n: "-" * n + "a\n" + "- " * (n // 2) + "a",
     "fences": lambda n: "```\n~~~\n" * (n // 8),
     "blank lines in code": lambda n: "    a\n" + "\n" * n + "    b",

@@ -190,11 +190,13 @@ const depthOver = (nodes) => nodes.reduce((deepest, { depth = 0 }) => Math.max(d
 
 // ---- Inlines (6)
 
-/** The inlines of a text, once. `open`: more of it may come. */
+const BREAK = /<br[ \t]*\/?>/iy;
+
+/** The inlines of a text, once. */
 class Inlines {
-    constructor(text, links, open) {
+    constructor(text, links, { open = false, cell = false }) {
         // A mark at the very end is not shown before it is known what it does.
-        Object.assign(this, { text: trimmed(text, open ? '*_~`[\\' : ' \t'), links, open, place: 0 });
+        Object.assign(this, { text: trimmed(text, open ? '*_~`[\\' : ' \t'), links, open, cell, place: 0 });
         this.first = this.last = { value: '' }; // a list of what was found: emphasis takes parts of it together
         this.runs = []; // of `*`, `_` and `~`
         this.brackets = [];
@@ -227,11 +229,11 @@ class Inlines {
 
     /** Take what a mark begins; return whether it begins anything. */
     mark(char) {
-        if (char === '\\' && this.text[this.place + 1] === '\n') return this.lineEnd(true);
+        if (char === '\\' && this.text[this.place + 1] === '\n') return this.lineEnd(2, true);
         if (char === '\\' || char === '&') return this.take(at(ESCAPED, this.text, this.place), character);
-        if (char === '\n') return this.lineEnd(false);
+        if (char === '\n') return this.lineEnd(1, false);
         if (char === '`') return this.code();
-        if (char === '<') return this.autolink();
+        if (char === '<') return this.autolink() || this.lineBreak();
         if (char === ':') return this.bareUrl();
         if (char === '[' || char === '!') return this.openBracket(char);
         if (char === ']') return this.closeBracket();
@@ -258,15 +260,21 @@ class Inlines {
         return found;
     }
 
-    /** Hard and soft line breaks (6.7, 6.8). */
-    lineEnd(hard) {
+    /** Hard and soft line breaks (6.7, 6.8): a mark of so many characters, and the blanks around it. */
+    lineEnd(chars, hard) {
         const { last } = this;
-        this.place += hard ? 2 : 1;
+        this.place += chars;
         this.place += at(/[ \t]*/y, this.text, this.place)[0].length;
-        if (hard || typeof last.value !== 'string') return this.add(hard ? { tag: 'br' } : '\n');
+        if (typeof last.value !== 'string') return this.add(hard ? { tag: 'br' } : '\n');
         const { length } = last.value;
         last.value = trimmed(last.value, ' ');
-        return this.add(length - last.value.length > 1 ? { tag: 'br' } : '\n');
+        return this.add(hard || length - last.value.length > 1 ? { tag: 'br' } : '\n');
+    }
+
+    /** `<br>`, in a table's cell: it is one line, and there is no other way to write two. */
+    lineBreak() {
+        const mark = this.cell && at(BREAK, this.text, this.place);
+        return mark ? this.lineEnd(mark[0].length, true) : false;
     }
 
     /** A code span (6.1). */
@@ -430,9 +438,9 @@ function settled(nodes, linked = false) {
 
 /**
  * Return what a text is: strings and { tag, children, … }. `links` are the definitions that it may refer to: a Map
- * `defined`, and a Set `missed` of labels that were looked for in vain. `open`: more of it may come.
+ * `defined`, and a Set `missed` of labels that were looked for in vain. `open`: more of it may come; `cell`: it is a table's.
  */
-const parse = (text, links, open = false) => settled(new Inlines(text, links, open).parse());
+const parse = (text, links, where = {}) => settled(new Inlines(text, links, where).parse());
 
 return { MAYBE_DEFINITION, at, definition, direction, parse, trimmed, unescape, visible };
 })();

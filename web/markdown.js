@@ -11,7 +11,7 @@
  * begins, and only the paragraph that is still being written is looked at again, so the cost is linear, and what is
  * finished is never touched. For the same reason a definition, `[label]: url`, holds for what comes after it.
  *
- * It makes nodes and never markup. Raw HTML is text, images are links: nothing is fetched from a host that a model names.
+ * It makes nodes and never markup. Raw HTML is text but for the line breaks of tables, images are links: nothing is fetched from a host that a model names.
  * Here are the blocks; what is in them is parsed by inlines.js.
  */
 const markdown = (() => {
@@ -133,7 +133,7 @@ class Paragraph {
             const bare = trimmed(trimmed(text, ' \t'), '#');
             text = bare === '' || ' \t'.includes(bare.at(-1)) ? bare : text;
         }
-        patch(this.element, inlines.parse(text, this.links, open));
+        patch(this.element, inlines.parse(text, this.links, { open }));
         const dir = this.directs.length > 0 && direction(text);
         if (dir) for (const element of this.directs.splice(0)) element.dir = dir;
     }
@@ -244,14 +244,15 @@ class Table {
         columns.forEach((column, i) => (column.style.width = `${(100 * widths[i]) / width}%`));
         this.table = make('table', {}, make('colgroup', {}, ...columns), make('thead', {}, this.row('th', header)));
         this.table.style.width = `max(100%, ${width}ch)`;
-        this.table.dir = direction(header.join(' ')); // of its columns
+        this.table.dir = direction(this.table.textContent); // of its columns
         this.element = make('div', { className: 'table', tabIndex: 0 }, this.table);
     }
 
     row(tag, cells) {
         return make('tr', {}, ...this.alignments.map((align, i) => {
-            const element = make(tag, { dir: direction(cells[i] ?? ''), ...(align && { align }) });
-            patch(element, inlines.parse(cells[i] ?? '', this.links));
+            const element = make(tag, align ? { align } : {});
+            patch(element, inlines.parse(cells[i] ?? '', this.links, { cell: true }));
+            element.dir = direction(element.textContent);
             return element;
         }));
     }
