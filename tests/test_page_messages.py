@@ -119,6 +119,30 @@ async def test_question_is_edited_with_all_after_it_and_the_draft_comes_back(
     assert rows.messages(tenant.org_id) == stored
 
 
+async def test_note_at_an_edit_says_what_would_be_replaced_now(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    model = Gated()
+    page = await open_page(await start_server(model=model))
+    await say(page, "Hi")
+    model.go()
+    await expect(replies(page).locator(".text")).to_have_text("word ")
+    await page.keyboard.press("Escape")
+    await questions(page).get_by_role("button", name="Edit").click()
+    note = page.locator("#editing > span")
+    await expect(note).to_have_text("Sent again, it replaces the message and its reply.")
+    await page.get_by_role("button", name="Go on").click()
+    await expect(note).to_have_text("Sent again, it replaces the message and the 3 after it.")
+    model.go()
+    await expect(replies(page).last.locator(".text")).to_have_text("word ")
+    await page.get_by_role("button", name="Stop").click()
+    await expect(replies(page).last).to_have_attribute("data-status", "stopped")
+    again = replies(page).first.get_by_role("button", name="Regenerate")
+    await again.click()
+    await again.click()
+    await expect(note).to_have_text("The message is not there any more: sent, this is a new one.")
+
+
 async def test_chat_that_has_gone_on_in_another_window_loses_nothing(
     start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
 ) -> None:

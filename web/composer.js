@@ -11,6 +11,7 @@
  *     composer.takeBack(message);          // it is not, and is to be written anew; or …
  *     composer.forget(message);            // it was, before the page was left
  *     composer.edit(text, note, (message) => …);     // another text first; what was in the field comes back after it
+ *                                          // note() says what sending it does, also as messages come and go
  */
 const composer = (() => {
     const STORAGE_KEY = `streaming-chat.drafts${location.pathname.replace(/\/[^/]*$/, '')}`;
@@ -23,7 +24,7 @@ const composer = (() => {
     const byTouch = matchMedia('(pointer: coarse)');
 
     let place = 'new'; // whose draft is in the field
-    let edited = null; // what was in the field before, and who gets what is in it now
+    let edited = null; // what was in the field before, what is said of what is in it now, and who gets it
     let sent = ''; // what is being asked: lost if the page is left before it is, but for its draft
     let restored = ''; // the draft that was found, until anything is written
 
@@ -58,13 +59,23 @@ const composer = (() => {
 
     function edit(text, note, onsubmit) {
         if (text === sent) sent = ''; // It is in the field again.
-        edited = { before: edited?.before ?? input.value, onsubmit };
-        write($('editing').firstElementChild, note);
+        edited = { before: edited?.before ?? input.value, note, onsubmit };
+        write($('editing').firstElementChild, '');
         $('editing').hidden = false;
-        announce(note);
+        tell();
         compose(text);
         input.focus();
     }
+
+    /** Say what sending it does; again only where that is something else by now. */
+    function tell() {
+        const place = $('editing').firstElementChild;
+        if (!edited || place.textContent === edited.note()) return;
+        place.textContent = edited.note();
+        announce(place.textContent);
+    }
+
+    new MutationObserver(tell).observe($('messages'), { childList: true });
 
     function endEdit() {
         if (!edited) return;

@@ -233,13 +233,18 @@ const turns = (() => {
     }
 
     function edit(item, text = thread.sources.get(item)) {
-        const after = thread.messages.children.length - [...thread.messages.children].indexOf(item) - 1;
-        const note = `Sent again, it replaces the message${['', ' and its reply'][after] ?? ` and the ${after} after it`}.`;
-        composer.edit(text, note, (message) => {
+        composer.edit(text, () => noteOf(item), (message) => {
             if (isBusy()) return;
             composer.send();
             send(message, { instead: insteadOf(item) });
         });
+    }
+
+    function noteOf(item) {
+        if (!insteadOf(item)) return 'The message is not there any more: sent, this is a new one.';
+        const items = [...thread.messages.children];
+        const after = items.length - items.indexOf(item) - 1;
+        return `Sent again, it replaces the message${['', ' and its reply'][after] ?? ` and the ${after} after it`}.`;
     }
 
     return room;
