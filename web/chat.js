@@ -35,6 +35,13 @@
         composer.focus();
     }
 
+    /** What is written in a chat that is gone is not. */
+    function takeToNewChat() {
+        const { value } = $('message');
+        newChat();
+        if (value) composer.takeBack(value);
+    }
+
     /** A new chat has got its id. What it is called, the list of chats knows. */
     function adopt(id) {
         if (id === null || id === past.chat) return;
@@ -97,7 +104,13 @@
         openChat(null);
     };
     past.onmissing = (error) => {
+        if (turns.isRunning()) return; // It tells the same.
         sidebar.remove(past.chat);
+        if (thread.messages.hasChildNodes()) {
+            // What was read stays, and takes no more.
+            showNotice($('notice'), error, { 'New chat': takeToNewChat });
+            return;
+        }
         // What is sent now starts a new one.
         past.chat = null;
         history.replaceState(null, '', '#');
@@ -107,6 +120,26 @@
     addEventListener('hashchange', () => {
         if (idInAddress() !== past.chat) openChat(idInAddress());
     });
+
+    // ---- What was said elsewhere, in another window or on another device
+
+    past.onnews = () => {
+        $('notice').replaceChildren(); // That was about what was the end.
+        announce('The chat has gone on elsewhere, which is shown now.');
+        sidebar.touch(past.chat);
+    };
+
+    /** Show it to who comes back to this window, or begins to write here. */
+    function catchUp() {
+        // A message that waits to be tried again, or changed, stays with what is told of it.
+        const waits = composer.isSending() || thread.messages.querySelector('[data-status=unsent]') !== null;
+        if (document.hidden || turns.isRunning() || (waits && $('notice').hasChildNodes())) return;
+        past.catchUp();
+    }
+
+    addEventListener('focus', catchUp);
+    document.addEventListener('visibilitychange', catchUp);
+    $('message').addEventListener('input', catchUp);
 
     // ---- Start
 

@@ -10,6 +10,7 @@
  *     composer.adopt(chatId);              // it is asked, in this chat; or …
  *     composer.takeBack(message);          // it is not, and is to be written anew; or …
  *     composer.forget(message);            // it was, before the page was left
+ *     composer.isSending()                 // something is, or waits for what becomes of it
  *     composer.edit(text, note, (message) => …);     // another text first; what was in the field comes back after it
  *                                          // note() says what sending it does, also as messages come and go
  */
@@ -28,7 +29,7 @@ const composer = (() => {
     let sent = ''; // what is being asked: lost if the page is left before it is, but for its draft
     let restored = ''; // the draft that was found, until anything is written
 
-    const room = { open, send, adopt, takeBack, forget, edit, focus, onsubmit() {} };
+    const room = { open, send, adopt, takeBack, forget, isSending: () => sent !== '', edit, focus, onsubmit() {} };
 
     function fit() {
         const { scrollTop } = scroller;

@@ -6,16 +6,21 @@
  *
  *     past.open(chatId)                    // null: a new chat, which gets its id later: past.chat = …
  *     await past.ready();                  // what is stored is shown, or Failure is raised
+ *     past.catchUp();                      // show what was said elsewhere since; past.ready() waits for it
  *     past.onrunning = (message) => …      // its last reply still runs
- *     past.onmissing = (failure) => …      // there is no such chat
+ *     past.onmissing = (failure) => …      // there is no such chat, or not any more
+ *     past.onnews = () => …                // something was said elsewhere, and is shown
  */
 const past = (() => {
+    const PAGE_SIZE = 50;
     const LONGEST_DELAY_MS = 8000;
+    const CATCH_UP_MS = 5000; // What was said elsewhere is looked for no more often.
 
     let visit = new AbortController();
     let next = null;
     let loaded = null; // a promise while there is something to wait for
     let missed = null; // why it could not be loaded
+    let catchUpAt = Infinity; // not sooner; Infinity: not before something is loaded, or not at all
 
     const room = {
         chat: null,
@@ -32,14 +37,17 @@ const past = (() => {
             $('earlier-notice').replaceChildren();
             $('earlier').hidden = true;
             missed = null;
+            catchUpAt = chat ? Infinity : 0;
             loaded = chat && load();
         },
 
         ready,
+        catchUp,
         look,
         settle,
         onrunning() {},
         onmissing() {},
+        onnews() {},
     };
 
     async function load() {
@@ -47,7 +55,9 @@ const past = (() => {
         missed = null;
         try {
             const page = await fetchPage(signal);
+            turnTo(page);
             thread.prepend(page.messages);
+            catchUpAt = performance.now() + CATCH_UP_MS;
             const last = page.messages.at(-1);
             composer.forget(page.messages.filter(({ role }) => role === 'user').at(-1)?.content);
             if (last?.status === 'streaming') room.onrunning(last);
@@ -55,7 +65,7 @@ const past = (() => {
         } catch (error) {
             if (signal.aborted) return;
             if (error.status === 404) {
-                room.onmissing(error);
+                lose(error);
             } else {
                 missed = error;
                 showNotice($('notice'), error, { Retry: () => (loaded = load()) });
@@ -74,7 +84,8 @@ const past = (() => {
         const { signal } = visit;
         $('earlier-notice').replaceChildren();
         try {
-            const page = await fetchPage(signal, `&before=${before}`);
+            const page = await fetchPage(signal, { before });
+            turnTo(page);
             thread.follow(false);
             thread.prepend(page.messages);
             thread.scroller.focus({ preventScroll: true });
@@ -85,24 +96,74 @@ const past = (() => {
         }
     }
 
-    async function fetchPage(signal, query = '') {
-        const page = await requestJson(`/chats/${room.chat}/messages?limit=50${query}`, { signal });
+    const fetchPage = (signal, query = {}) =>
+        requestJson(`/chats/${room.chat}/messages?${new URLSearchParams({ limit: PAGE_SIZE, ...query })}`, { signal });
+
+    /** What is before this page can be had. */
+    function turnTo(page) {
         next = page.next;
         $('earlier').hidden = next === null;
-        return page;
     }
+
+    /** The chat is not there, or not any more: nothing more is to be had of it. */
+    function lose(error) {
+        catchUpAt = Infinity;
+        for (const item of unsettled()) thread.mark(item, 'unread');
+        room.onmissing(error);
+    }
+
+    // ---- What goes on elsewhere
+
+    function catchUp() {
+        if (!room.chat || performance.now() < catchUpAt) return;
+        catchUpAt = Infinity; // Not twice at a time.
+        loaded = compare(visit.signal);
+    }
+
+    /** Show the chat as it is, if its last message is not the one that is shown. */
+    async function compare(signal) {
+        try {
+            const known = thread.lastStored()?.id;
+            const [last] = (await fetchPage(signal, { limit: 1 })).messages;
+            if (last?.message_id !== known) show(await fetchPage(signal), known);
+            catchUpAt = performance.now() + CATCH_UP_MS;
+        } catch (error) {
+            if (signal.aborted) return;
+            if (error.status === 404) lose(error);
+            else catchUpAt = performance.now() + CATCH_UP_MS; // What one does next tells why.
+        }
+    }
+
+    function show(page, known) {
+        // Something was asked here meanwhile, in the place of something else.
+        if (thread.lastStored()?.id !== known) return;
+        if (!thread.renew(page.messages)) turnTo(page);
+        room.onnews();
+        const last = page.messages.at(-1);
+        if (last?.status === 'streaming') room.onrunning(last);
+        settle(visit.signal, 500);
+    }
+
+    const unsettled = () => thread.messages.querySelectorAll('li[data-status=streaming]');
 
     /** Look how replies have ended that nobody reads here. */
     async function look(signal) {
-        const page = await requestJson(`/chats/${room.chat}/messages?limit=50`, { signal });
-        page.messages.forEach(thread.update);
+        const { messages } = await fetchPage(signal);
+        messages.forEach(thread.update);
+        // What another window has replaced has no end.
+        for (const item of unsettled())
+            if (!messages.some(({ message_id: id }) => id === item.id)) thread.mark(item, 'unread');
     }
 
     /** Look again and again, ever more seldom. */
     async function settle(signal, delay) {
-        if (!thread.messages.querySelector('li[data-status=streaming]')) return;
+        if (unsettled().length === 0) return;
         await new Promise((resolve) => setTimeout(resolve, delay));
-        if (!signal.aborted) await look(signal).catch(() => {});
+        try {
+            if (!signal.aborted) await look(signal);
+        } catch (error) {
+            if (!signal.aborted && error.status === 404) lose(error);
+        }
         if (!signal.aborted) settle(signal, Math.min(delay * 2 || 500, LONGEST_DELAY_MS));
     }
 

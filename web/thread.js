@@ -128,6 +128,29 @@ const thread = (() => {
         if (!following) scrollToPx(scroller.scrollHeight - fromEnd);
     }
 
+    /** A reply that was taken back is not there any more. What was asked just now has no id here, but its reply has. */
+    const isStored = ({ id, dataset }) => id && dataset.status !== 'unread';
+    const lastStored = () => [...messages.children].reverse().find(isStored);
+    const wasAsked = ({ id, nextElementSibling: reply }) => Boolean(id || reply?.id);
+
+    /**
+     * Show the last messages as they are stored: those that are new, and none that is not there any more. What is not asked
+     * yet comes after them. Return whether they join what was there, else all of that is gone.
+     */
+    function renew(newest) {
+        const known = newest.filter(({ message_id: id }) => $(id)).at(-1);
+        const items = [...messages.children];
+        const kept = known ? items.indexOf($(known.message_id)) + 1 : 0;
+        const focused = document.activeElement;
+        for (const item of items.slice(kept).filter(wasAsked)) item.remove();
+        const fresh = newest.slice(newest.indexOf(known) + 1).map(messageItem);
+        if (known) items[kept - 1].after(...fresh);
+        else messages.prepend(...fresh);
+        tools.refresh(messages.lastElementChild?.querySelector('.tools button'));
+        if (!focused.isConnected) composer.focus();
+        return known !== undefined;
+    }
+
     /** Take a message and all after it away; return a function that puts them back. */
     function cut(item) {
         const items = [...messages.children];
@@ -233,5 +256,7 @@ const thread = (() => {
         }
     }
 
-    return { messages, scroller, sources, STATUS_TEXT, follow, messageItem, mark, update, prepend, cut, LiveReply };
+    return {
+        messages, scroller, sources, STATUS_TEXT, follow, messageItem, mark, update, prepend, isStored, lastStored, renew, cut, LiveReply,
+    };
 })();

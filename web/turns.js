@@ -15,7 +15,7 @@ const turns = (() => {
     let turn = null; // the running one: its stream and its live reply
 
     const room = {
-        send, readOn, regenerate, edit, stop, cut, leave, isBusy, onasked() {}, onopened() {}, onstale() {}, onfull() {},
+        send, readOn, regenerate, edit, stop, cut, leave, isBusy, isRunning, onasked() {}, onopened() {}, onstale() {}, onfull() {},
     };
 
     const newKey = () => Array.from(crypto.getRandomValues(new Uint32Array(4)), (part) => part.toString(36)).join('-');
@@ -44,7 +44,6 @@ const turns = (() => {
             },
         }, begun);
         for (const place of [$('notice'), $('live')]) place.replaceChildren();
-        thread.follow(true);
         const mine = { stream, reply, recording };
         setTurn(mine);
         return mine;
@@ -52,7 +51,7 @@ const turns = (() => {
 
     function setTurn(value) {
         const busy = value !== null;
-        if (!busy && document.activeElement === $('stop')) composer.focus();
+        if (document.activeElement === $(busy ? 'send' : 'stop')) composer.focus();
         turn = value;
         $('send').hidden = busy;
         $('stop').hidden = !busy;
@@ -78,14 +77,18 @@ const turns = (() => {
     }
 
     /** Send a message; `instead`, what it takes the place of. */
-    async function send(message, { key = newKey(), instead = null, sim = model.sim() } = {}) {
+    async function send(message, { key = null, instead = null, sim = model.sim() } = {}) {
         if (isBusy()) return;
+        // A message that replaces others knows which; one that is tried again may be stored already.
+        if (!instead && !key) past.catchUp();
+        key ??= newKey();
         const putBack = instead && thread.cut(instead.from);
         const question = thread.messageItem({ role: 'user', content: message });
         const reply = new thread.LiveReply();
         room.onasked();
         thread.messages.append(question, reply.item);
         const mine = newTurn(reply);
+        thread.follow(true);
         try {
             // Or else the history that is asked for could hold this turn too.
             await past.ready();
@@ -201,6 +204,10 @@ const turns = (() => {
 
     function isBusy() {
         if (turn) write($('busy'), 'One reply at a time: wait for its end, or stop it.');
+        return isRunning();
+    }
+
+    function isRunning() {
         return turn !== null;
     }
 
@@ -211,12 +218,9 @@ const turns = (() => {
         if (!item.isConnected) return null;
         const from = item.matches('.user') ? item : item.previousElementSibling;
         if (!from?.matches('.user')) return null;
-        // A reply that was taken back is not there any more. What was asked just now has no id here, but its reply has.
-        const stored = (one) => one?.id && one.dataset.status !== 'unread';
         const reply = from.nextElementSibling?.matches('.assistant') ? from.nextElementSibling : null;
-        const replaced = [from, reply].find(stored);
-        const last = [...thread.messages.children].reverse().find(stored);
-        return { from, body: replaced && { replaces: replaced.id, last: last.id } };
+        const replaced = [from, reply].find((one) => one && thread.isStored(one));
+        return { from, body: replaced && { replaces: replaced.id, last: thread.lastStored().id } };
     }
 
     function regenerate(item, button = null) {
