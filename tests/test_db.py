@@ -235,6 +235,41 @@ async def test_statement_that_waits_longer_than_the_timeout_is_503(
     assert response.status == 503
 
 
+async def test_question_that_postgresql_undoes_for_a_deadlock_is_asked_again_on_the_same_connection(
+    start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant
+) -> None:
+    client = await aiohttp_client(await start_server())
+    connections = "select pid from pg_stat_activity where application_name = 'llm-app'"
+    before = rows(connections)
+    # Counted where nothing is undone.
+    rows("create sequence tries")
+    rows(
+        """
+        create function undo_first() returns trigger language plpgsql as $$
+        begin
+            if nextval('tries') = 1 then
+                raise exception 'deadlock detected' using errcode = 'deadlock_detected';
+            end if;
+            return new;
+        end
+        $$
+        """
+    )
+    rows(
+        "create trigger undo_first before insert on chats for each row"
+        f" when (new.org_id = '{tenant.org_id}') execute function undo_first()"
+    )
+    try:
+        response = await client.post("/chat", json={"message": "Hi"}, headers=tenant.headers)
+    finally:
+        rows("drop function undo_first cascade")
+        [(tries,)] = rows("select last_value from tries")
+        rows("drop sequence tries")
+    assert (response.status, tries) == (200, 2)
+    assert len(rows.messages(tenant.org_id)) == 2
+    assert set(before) <= set(rows(connections))
+
+
 async def test_terminated_connections_are_replaced(
     start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant
 ) -> None:

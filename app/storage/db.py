@@ -11,7 +11,7 @@ from typing import Any
 import aiopg
 import psycopg2
 from aiohttp import web
-from psycopg2.errors import FeatureNotSupported, QueryCanceled, ReadOnlySqlTransaction
+from psycopg2.errors import DeadlockDetected, FeatureNotSupported, QueryCanceled, ReadOnlySqlTransaction
 
 from app.errors import ApiError
 from app.storage.connect import connect, one_line
@@ -147,32 +147,32 @@ class Database:
                 raise
             raise DatabaseAway(sent=sent, cause=noted(self.unanswered, statement, "statement_timeout")) from None
         except (PoolClosed, TimeoutError, psycopg2.Error) as exc:
-            raise self._ours(statement, exc, sent=sent) from None
+            raise self._ours(statement, pool, exc, sent=sent) from None
 
     def _ours(
-        self, statement: Statement, exc: PoolClosed | TimeoutError | psycopg2.Error, *, sent: bool
+        self, statement: Statement, pool: Pool, exc: PoolClosed | TimeoutError | psycopg2.Error, *, sent: bool
     ) -> Exception:
         """Return the error to raise for one of aiopg's or the pool's, and close what it shows to be dead."""
         if isinstance(exc, PoolClosed):
-            # A save that a stop has no more time for.
-            return ConnectionLost(sent=False, cause="the pool is closed")
+            return ConnectionLost(sent=False, cause="the pool is closed, no time is left")
         if isinstance(exc, TimeoutError):
             if statement.on_guard:
                 # It asks for nothing that takes time: it is PostgreSQL that hangs.
                 self._leave()
             cause = f"no answer in {self._timeout_s:g} s"
             return DatabaseAway(sent=sent, cause=noted(self.unanswered, statement, cause))
-        pool = self._guard if statement.on_guard else self._pool
         cause = cause_of(exc)
         if isinstance(exc, FeatureNotSupported):
-            # "cached plan must not change result type": the schema is newer than what all of these have prepared.
-            # Refused before it ran, so that a new one may run it.
+            # Before it ran: the schema is newer than what all of these have prepared.
             pool.clear()
             return ConnectionLost(sent=False, cause=cause)
         if isinstance(exc, ReadOnlySqlTransaction):
-            # Refused before it ran, too: another server is the primary now.
+            # Before it ran, too: another server is the primary now.
             self._leave()
             return ConnectionLost(sent=False, cause=noted(self.unanswered, statement, cause))
+        if isinstance(exc, DeadlockDetected):
+            # With rows that are deleted by hand: PostgreSQL has undone it, and the connection is sound.
+            return ConnectionLost(sent=False, cause=cause)
         if not is_outage(exc):
             return StatementRefused(f"{statement.name}: {cause}")
         # After a restart of PostgreSQL the other connections are as dead.
@@ -203,7 +203,7 @@ class Database:
 
 
 class ConnectionLost(Exception):
-    """The connection was refused, closed or found dead."""
+    """The connection was refused, closed or found dead; or else a fresh try is worth it."""
 
     def __init__(self, *, sent: bool, cause: str) -> None:
         self.sent = sent
