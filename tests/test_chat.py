@@ -11,6 +11,7 @@ from typing import Any
 from uuid import RFC_4122, UUID, uuid4
 
 import pytest
+from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from serving import StartServer
 from support import RawClient, Rows, Tenant, events, logged, post, says
@@ -334,7 +335,11 @@ async def test_bad_query_of_an_event_source_is_400(
     assert rows.messages(tenant.org_id) == []
 
 
-async def test_body_that_does_not_arrive_is_408(start_server: StartServer, rows: Rows, tenant: Tenant) -> None:
+async def test_body_that_does_not_arrive_is_408(
+    start_server: StartServer, rows: Rows, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # For so long aiohttp reads on, to throw away what comes late: 10 s by default.
+    monkeypatch.setitem(web.RequestHandler.__init__.__kwdefaults__, "lingering_time", 0.1)
     server = await start_server(body_timeout_s=0.1)
     client = await RawClient.connect(server)
     client.send(post("/chat/stream", b'{"message": "Hi"}', tenant)[:-1])

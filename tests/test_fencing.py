@@ -138,7 +138,7 @@ async def test_stop_of_a_reply_that_others_have_closed_is_answered_as_they_close
 async def test_reader_elsewhere_of_a_reply_that_others_have_closed_is_told_though_home_does_not_know(
     start_server: StartServer, rows: Rows, tenant: Tenant
 ) -> None:
-    house = await open_house(start_server, True, Gated(pieces=PIECES), checkpoint_s=0)
+    house = await open_house(start_server, True, Gated(pieces=PIECES), checkpoint_s=0, shutdown_grace_s=0)
     reply_id, seen = await pause(house, tenant)
     reader = await come_back(house.door, tenant, reply_id, 0)
     await reader.read_head()

@@ -50,7 +50,7 @@ async def test_tokens_are_printed_as_they_arrive(start_server: StartServer, tena
         async for piece in model(conversation):
             yield piece
 
-    server = await start_server(model=whole_or_gated)
+    server = await start_server(model=whole_or_gated, shutdown_grace_s=0)
     process = await asyncio.create_subprocess_exec(
         SCRIPT, tenant.org_id, tenant.user_id, base(server), stdout=asyncio.subprocess.PIPE
     )
