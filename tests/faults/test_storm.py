@@ -186,7 +186,14 @@ async def test_storm_of_all_faults_leaves_nothing_open_nothing_lost_and_nothing_
     # Shown with what fails.
     print(f"FAULTS_SEED={SEED}")
     servers = [
-        serve(SHUTDOWN_GRACE_S="1", DB_TIMEOUT_S="2", WRITE_TIMEOUT_S="2", KEEPALIVE_TIMEOUT_S="3")
+        serve(
+            SHUTDOWN_GRACE_S="1",
+            DB_TIMEOUT_S="2",
+            WRITE_TIMEOUT_S="2",
+            KEEPALIVE_TIMEOUT_S="3",
+            # In the end, what nobody comes back to is waited for.
+            RESUME_WINDOW_S=scale("4", "20"),
+        )
         for _ in range(3)
     ]
     began_s, over = time.monotonic(), asyncio.Event()
