@@ -68,7 +68,8 @@ def given_to_clients() -> list[str]:
 async def test_client_that_is_shown_survives_all(
     postgres_url: str, program: Callable[[], list[str]], client: str, has_no: set[str]
 ) -> None:
-    outcomes = await judge(postgres_url, [*program(), str(CLIENTS / client)], SCENARIOS, QUICK)
+    # A few at a time: those that take longest are the last of the list, and so the first here.
+    outcomes = await judge(postgres_url, [*program(), str(CLIENTS / client)], SCENARIOS[::-1], QUICK)
     said = {scenario.name: finding for scenario, finding, _ in outcomes if finding.verdict != "PASS"}
     no_stop = Finding("WEAK", "it did not stop the reply: no DELETE came")
     assert said == dict.fromkeys(has_no, no_stop)
@@ -417,8 +418,11 @@ def test_cut_after_characters_of_two_utf_16_units_is_after_some() -> None:
 
 
 def test_command_says_pass_and_weak_a_line_each_and_writes_junit(
-    postgres_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    postgres_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Of a client without Stop the whole reply is awaited.
+    short = [replace(scenario, sim=TEXT) if scenario.name == "acts/stop" else scenario for scenario in SCENARIOS]
+    monkeypatch.setattr("tests.conformance.__main__.SCENARIOS", short)
     client, file = shlex.join([*PYTHON, str(CLIENTS / "readme.py")]), tmp_path / "junit.xml"
     args = ("--quick", "--only=bytes/bom acts/stop", f"--junit={file}", f"--database={postgres_url}", client)
     assert main(args) == 0
