@@ -21,9 +21,9 @@ from pages import (
     say,
     start_server,
 )
-from playwright.async_api import Locator, Page, Route, expect
+from playwright.async_api import APIResponse, Locator, Page, Route, expect
 from serving import StartServer
-from support import Gated, Rows, Tenant, says
+from support import Gated, Rows, Tenant, eventually, says
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
@@ -352,3 +352,31 @@ async def test_end_of_a_reply_that_was_replaced_elsewhere_is_not_awaited(
         await page.clock.fast_forward(10_000)
         await page.wait_for_load_state("networkidle")
     assert asked == []
+
+
+async def test_reply_is_as_it_ended_whatever_an_older_answer_does_not_know_of_it(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    model = Gated()
+    page = await open_page(await start_server(model=model), ignore=FAILED_REQUEST)
+    await say(page, "Hi")
+    model.go()
+    await expect(replies(page).locator(".text")).to_have_text("word ")
+    # Nobody reads it on, and how it ends is looked for.
+    await intercept(page, "**/chat/stream/*", lambda route: route.fulfill(status=204), times=1)
+    await page.reload()
+    await expect(replies(page).locator(".status")).to_have_text("Not read to the end")
+    late: list[tuple[Route, APIResponse]] = []
+
+    async def hold(route: Route) -> None:
+        late.append((route, await route.fetch()))
+
+    await intercept(page, "**/messages?limit=50", hold)
+    await eventually(lambda: len(late) == 1)
+    await say(page, "Two")
+    await expect(replies(page).last).to_have_attribute("id", re.compile("."))
+    await page.get_by_role("button", name="Stop").click()
+    await eventually(lambda: len(late) == 2)
+    for route, response in late:
+        await route.fulfill(response=response)
+    await expect(replies(page).last).to_have_attribute("data-status", "stopped")

@@ -148,11 +148,12 @@ const past = (() => {
 
     /** Look how replies have ended that nobody reads here. */
     async function look(signal) {
+        const awaited = new Set(unsettled()); // One that came since may be in no answer yet.
         const { messages } = await fetchPage(signal);
         messages.forEach(thread.update);
         // What another window has replaced has no end.
         for (const item of unsettled())
-            if (!messages.some(({ message_id: id }) => id === item.id)) thread.mark(item, 'unread');
+            if (awaited.has(item) && !messages.some(({ message_id: id }) => id === item.id)) thread.mark(item, 'unread');
     }
 
     /** Look again and again, ever more seldom. */
