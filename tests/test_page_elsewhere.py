@@ -149,6 +149,7 @@ async def test_reply_that_runs_elsewhere_is_read_on_and_the_reader_stays_where_t
     await come_back(page)
     await expect(replies(page).last.locator(".text")).to_have_text("one two ")
     await expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    await expect(page.locator("#live")).to_contain_text("The chat has gone on elsewhere")
     await expect(page.get_by_role("textbox", name="Message")).to_be_focused()
     model.go()
     await is_complete(replies(page).last)

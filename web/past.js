@@ -138,9 +138,9 @@ const past = (() => {
         // Something was asked here meanwhile, in the place of something else.
         if (thread.lastStored()?.id !== known) return;
         if (!thread.renew(page.messages)) turnTo(page);
-        room.onnews();
         const last = page.messages.at(-1);
         if (last?.status === 'streaming') room.onrunning(last);
+        room.onnews(); // Not before that, which clears what is to be read aloud.
         settle(visit.signal, 500);
     }
 
