@@ -70,10 +70,12 @@ const composer = (() => {
 
     /** Say what sending it does; again only where that is something else by now. */
     function tell() {
-        const place = $('editing').firstElementChild;
-        if (!edited || place.textContent === edited.note()) return;
-        place.textContent = edited.note();
-        announce(place.textContent);
+        if (!edited) return;
+        const line = $('editing').firstElementChild;
+        const note = edited.note();
+        if (line.textContent === note) return;
+        line.textContent = note;
+        announce(note);
     }
 
     new MutationObserver(tell).observe($('messages'), { childList: true });

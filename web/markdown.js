@@ -11,8 +11,8 @@
  * begins, and only the paragraph that is still being written is looked at again, so the cost is linear, and what is
  * finished is never touched. For the same reason a definition, `[label]: url`, holds for what comes after it.
  *
- * It makes nodes and never markup. Raw HTML is text but for the line breaks of tables, images are links: nothing is fetched from a host that a model names.
- * Here are the blocks; what is in them is parsed by inlines.js.
+ * It makes nodes and never markup. Raw HTML is text, but for the line breaks of tables; images are links: nothing is
+ * fetched from a host that a model names. Here are the blocks; what is in them is parsed by inlines.js.
  */
 const markdown = (() => {
 
