@@ -236,7 +236,11 @@ async def test_statement_that_waits_longer_than_the_timeout_is_503(
 
 
 async def test_question_that_postgresql_undoes_for_a_deadlock_is_asked_again_on_the_same_connection(
-    start_server: StartServer, aiohttp_client: Any, rows: Rows, tenant: Tenant
+    start_server: StartServer,
+    aiohttp_client: Any,
+    rows: Rows,
+    tenant: Tenant,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     client = await aiohttp_client(await start_server())
     connections = "select pid from pg_stat_activity where application_name = 'llm-app'"
@@ -268,6 +272,8 @@ async def test_question_that_postgresql_undoes_for_a_deadlock_is_asked_again_on_
     assert (response.status, tries) == (200, 2)
     assert len(rows.messages(tenant.org_id)) == 2
     assert set(before) <= set(rows(connections))
+    [record] = logged(caplog, "Database unavailable")
+    assert (record.statement, record.cause) == ("turn_open", "DeadlockDetected 40P01: deadlock detected")
 
 
 async def test_terminated_connections_are_replaced(

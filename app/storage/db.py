@@ -81,8 +81,9 @@ class Database:
     async def run(self, statement: Statement, params: Mapping[str, object]) -> Any:
         """Run a statement and return its result: rows are named tuples.
 
-        It is tried again once where its connection turned out to be dead: before the statement was sent, or
-        after, if it may be repeated. The guard's connection is replaced, too; its locks are lost with it.
+        It is tried again once where PostgreSQL has not carried it out, or its connection turned out to be dead:
+        before the statement was sent, or after, if it may be repeated. The guard's connection is replaced, too;
+        its locks are lost with it.
 
         Raises:
             DatabaseAway: the database cannot be reached, or took longer than `timeout_s`.
@@ -172,7 +173,7 @@ class Database:
             return ConnectionLost(sent=False, cause=noted(self.unanswered, statement, cause))
         if isinstance(exc, DeadlockDetected):
             # With rows that are deleted by hand: PostgreSQL has undone it, and the connection is sound.
-            return ConnectionLost(sent=False, cause=cause)
+            return ConnectionLost(sent=False, cause=noted(self.unanswered, statement, cause))
         if not is_outage(exc):
             return StatementRefused(f"{statement.name}: {cause}")
         # After a restart of PostgreSQL the other connections are as dead.
@@ -203,7 +204,7 @@ class Database:
 
 
 class ConnectionLost(Exception):
-    """The connection was refused, closed or found dead; or else a fresh try is worth it."""
+    """The connection was refused, closed or found dead, or PostgreSQL has not carried the statement out."""
 
     def __init__(self, *, sent: bool, cause: str) -> None:
         self.sent = sent
