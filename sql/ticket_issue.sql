@@ -9,23 +9,12 @@ with caller as (
     from users
     where org_id = %(org_id)s and id = %(user_id)s
     for key share
-),
-org as (
-    insert into orgs (id)
-    select %(org_id)s
-    where %(create_caller)s::boolean and not exists (select from caller)
-    -- Locked, as by who deletes it, and before its user is.
-    on conflict (id) do update set id = excluded.id
-    returning id
-),
-newcomer as (
-    insert into users (org_id, id)
-    select %(org_id)s, %(user_id)s
-    from org
-    on conflict (org_id, id) do update set org_id = excluded.org_id
-    returning id
 )
 insert into tickets (org_id, hash, user_id, message, chat_id, replaces, last)
-select %(org_id)s, %(hash)s, id, %(message)s, %(chat_id)s::uuid, %(replaces)s::uuid, %(last)s::uuid
-from (select id from caller union all select id from newcomer) as anyone
+select %(org_id)s, %(hash)s, %(user_id)s, %(message)s, %(chat_id)s::uuid, %(replaces)s::uuid, %(last)s::uuid
+where case
+    when exists (select from caller) then true
+    when %(create_caller)s::boolean then caller_created(%(org_id)s, %(user_id)s)
+    else false
+end
 returning created_at
