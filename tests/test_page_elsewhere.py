@@ -279,6 +279,26 @@ async def test_message_that_waits_to_be_tried_again_stays_with_what_is_told_of_i
     assert len(rows.messages(tenant.org_id)) == 6
 
 
+async def test_message_that_is_tried_again_comes_after_what_was_said_elsewhere_meanwhile(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    server = await start_server(model=says("Hello"))
+    page = await open_page(server, ignore=FAILED_REQUEST)
+    await ask(page, "One")
+    other = await open_page(server, url=page.url)
+    await idle(page)
+    # As on a machine that was woken up, and has no network yet.
+    for url in ("**/messages?*", "**/chat/stream"):
+        await intercept(page, url, lambda route: route.abort(), times=1)
+    await say(page, "Three")
+    await expect(page.locator("#notice strong")).to_have_text("The server cannot be reached")
+    await ask(other, "Two")
+    await come_back(page)
+    await page.get_by_role("button", name="Retry").click()
+    await is_complete(replies(page).last)
+    await expect(texts(page)).to_have_text(["One", "Hello", "Two", "Hello", "Three", "Hello"])
+
+
 async def test_failure_of_a_reply_is_not_told_below_what_came_after_it(
     start_server: StartServer, open_page: OpenPage
 ) -> None:

@@ -24,6 +24,10 @@ const turns = (() => {
         const recording = meter.begin(reply.item, begun !== undefined);
         const stream = new ReplyStream({
             opened(chatId, replyId) {
+                // Of a message that is tried again the first try may have been stored, and be shown by now.
+                const first = $(replyId);
+                first?.previousElementSibling?.remove();
+                first?.remove();
                 reply.item.id = replyId ?? '';
                 room.onopened(chatId);
             },
@@ -77,11 +81,10 @@ const turns = (() => {
     }
 
     /** Send a message; `instead`, what it takes the place of. */
-    async function send(message, { key = null, instead = null, sim = model.sim() } = {}) {
+    async function send(message, { key = newKey(), instead = null, sim = model.sim() } = {}) {
         if (isBusy()) return;
-        // A message that replaces others knows which; one that is tried again may be stored already.
-        if (!instead && !key) past.catchUp();
-        key ??= newKey();
+        // A message that replaces others knows which.
+        if (!instead) past.catchUp();
         const putBack = instead && thread.cut(instead.from);
         const question = thread.messageItem({ role: 'user', content: message });
         const reply = new thread.LiveReply();
