@@ -358,6 +358,20 @@ async def test_chat_that_was_deleted_elsewhere_is_told_and_not_asked_for_again(
     await expect(page.get_by_role("textbox", name="Message")).to_have_value("A draft")
 
 
+async def test_chat_that_began_in_the_place_of_one_that_is_gone_is_looked_at_too(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    server = await start_server(model=says("Hello"))
+    page = await open_page(server, url=f"{base(server)}/#{uuid.uuid4()}", ignore=FAILED_REQUEST)
+    await expect(page.locator("#notice").get_by_role("alert")).to_contain_text("There is no such chat.")
+    await ask(page, "One")
+    other = await open_page(server, url=page.url)
+    await ask(other, "Two")
+    await idle(page)
+    await come_back(page)
+    await expect(texts(page)).to_have_text(["One", "Hello", "Two", "Hello"])
+
+
 async def test_end_of_a_reply_that_was_replaced_elsewhere_is_not_awaited(
     start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
 ) -> None:

@@ -112,7 +112,7 @@
             return;
         }
         // What is sent now starts a new one.
-        past.chat = null;
+        past.open(null);
         history.replaceState(null, '', '#');
         sidebar.show(null);
         showNotice($('notice'), error);
