@@ -407,6 +407,16 @@ async def test_failure_quotes_neither_key_nor_conversation() -> None:
         assert secret not in str(failure)
 
 
+@pytest.mark.parametrize("head", ["", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"])
+async def test_failure_quotes_nothing_of_an_answer_that_is_no_http(wire: str, head: str) -> None:
+    answer = head.encode() + STREAMS[wire]("Polonius")
+    async with upstream(answer) as provider, model(wire, provider.url) as remote:
+        pieces, failure = await said(remote)
+    asked = f"{provider.url}/{'chat/completions' if wire == 'openai' else 'v1/messages'}"
+    why = f"no answer from {asked}: ClientResponseError what came is no HTTP"
+    assert (pieces, str(failure), len(provider.connections)) == ([], why, 4)
+
+
 # ---- Silence
 
 

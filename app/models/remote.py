@@ -114,8 +114,10 @@ class Remote:
                         allow_redirects=False,
                     )
             except (aiohttp.ClientError, OSError) as exc:
+                # Of what is no HTTP, aiohttp quotes a line: it may be of a reply.
+                cause = "what came is no HTTP" if isinstance(exc, aiohttp.ClientResponseError) else exc
                 # It holds but host and path: MODEL_URL may have no more.
-                why = f"no answer from {self._wire.url}: {type(exc).__name__} {exc}".rstrip()
+                why = f"no answer from {self._wire.url}: {type(exc).__name__} {cause}".rstrip()
                 raise ModelError(why, passing=True) from None
             if response.status == 200 and response.content_type not in ("application/json", "text/html"):
                 return response
