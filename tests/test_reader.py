@@ -266,6 +266,22 @@ async def test_reader_who_is_cut_is_told_why(behind: bool) -> None:
     assert reading.reader.over == AWAY
 
 
+async def test_nothing_follows_the_end_of_a_stream_that_is_cut_while_the_reply_goes_on() -> None:
+    reply = new_reply()
+    reading = Reading(reply, reasoning=True)
+    await step()
+    reply.cut(AWAY)
+    reading.protocol.pause_writing()
+    await step()
+    assert not reading.task.done()
+    reply.think("Hm")
+    reply.say("One")
+    reading.protocol.resume_writing()
+    await reading.task
+    last, end = body(reading.take())
+    assert (events(last)[0]["error"], end) == ("Cut short", b"")
+
+
 async def test_client_who_leaves_while_nothing_is_said_is_seen_to_have_left() -> None:
     reply = new_reply("One")
     reading = Reading(reply)

@@ -132,7 +132,8 @@ class EventReader(Client):
 
     def _try(self, send: Callable[[AnyStr], bool], said: AnyStr) -> bool:
         try:
-            if send(said):
+            # Who is to read no more may have the last event by now, and be waited for until they have read it.
+            if self.over is None and send(said):
                 return True
         except ClientGone:
             self.leave()
