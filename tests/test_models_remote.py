@@ -184,6 +184,23 @@ async def test_silence_after_the_providers_own_end_is_no_failure(monkeypatch: py
         assert await said(remote) == (["One", Stop("end")], None)
 
 
+async def test_pings_after_the_providers_own_end_keep_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.models.remote.LAST_S", 0.1)
+
+    async def on_and_on(connection: Connection) -> None:
+        await connection.read_request()
+        # An end that was none is not held against what follows.
+        await connection.send(STREAM + openai("One", done=False))
+        await asyncio.sleep(0.01)
+        await connection.send(openai(" two", done=False))
+        while True:
+            await asyncio.sleep(0.01)
+            await connection.send(b": ping\n\n")
+
+    async with asyncio.timeout(10), upstream(on_and_on) as provider, model("openai", provider.url) as remote:
+        assert await said(remote) == (["One", " two", Stop("end")], None)
+
+
 async def test_body_that_does_not_end_after_the_reply_is_left() -> None:
     async def on_and_on(connection: Connection) -> None:
         await connection.read_request()

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import aiohttp
 
-from app.models import Conversation, ModelError, Piece, Reasoning, Refused, Stop
+from app.models import Conversation, ModelError, Piece, Reasoning, Refused, Stop, Usage
 from app.models.events import Event, Events
 from app.models.failures import describe, error_in, failure, redact, retry_after_s
 from app.settings import Settings
@@ -28,8 +28,8 @@ BACKOFF_S = (0.5, 1.0, 2.0)
 # A provider that asks for more patience than this is busy.
 RETRY_AFTER_S = 20.0
 
-# For what follows the provider's own end: counts, and then the end of the body, with which the connection may be
-# used again.
+# For what follows the provider's own end, pings or none: counts, and then the end of the body, with which the
+# connection may be used again.
 LAST_S = 5.0
 END_OF_BODY_S = 0.05
 
@@ -138,6 +138,8 @@ class Answer:
         self.has_begun = False
         self.has_text = False
         self.is_over = False
+        # By when, once the provider has ended it, no more is waited for (by the event loop's clock).
+        self._last_s: float | None = None
         self._response = response
         self._decoder = decoder
         self._secrets = secrets
@@ -149,9 +151,11 @@ class Answer:
         Raises:
             ModelError: nothing came for so long, or the connection broke.
         """
-        has_stopped = self._decoder.stop is not None
+        has_stopped, now_s = self._decoder.stop is not None, asyncio.get_running_loop().time()
+        if has_stopped and self._last_s is None:
+            self._last_s = now_s + min(LAST_S, silence_s)
         try:
-            async with asyncio.timeout(min(LAST_S, silence_s) if has_stopped else silence_s):
+            async with asyncio.timeout_at(self._last_s or now_s + silence_s):
                 return await self._response.content.readany()
         except (aiohttp.ClientError, OSError) as exc:
             if has_stopped:
@@ -173,6 +177,9 @@ class Answer:
                 for piece in decoder.decode(event):
                     self.has_text = self.has_text or isinstance(piece, str)
                     self.has_begun = self.has_text or isinstance(piece, Reasoning) or self.has_begun
+                    if not isinstance(piece, Usage):
+                        # That was not its end.
+                        self._last_s = None
                     yield piece
                 if decoder.is_over:
                     break
