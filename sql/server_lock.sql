@@ -12,7 +12,7 @@ select case
         from pg_locks
         where locktype = 'advisory'
             and objsubid = 1
-            -- As in turn_interrupt.
+            -- As in living_servers.
             and classid::bigint << 32 | objid::bigint = %(server_id)s
             and database = (select oid from pg_database where datname = current_database())
     ) then pg_try_advisory_lock(%(server_id)s)

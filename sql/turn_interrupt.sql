@@ -12,30 +12,24 @@ with missing as (
     select org_id, id, server_id
     from messages
     where status = 'streaming'
-        and server_id not in (
-            -- A lock on one 64-bit number is shown as its two halves (PostgreSQL manual, pg_locks).
-            select classid::bigint << 32 | objid::bigint
-            from pg_locks
-            where locktype = 'advisory'
-                and objsubid = 1
-                and database = (select oid from pg_database where datname = current_database())
-                and pid not in (
-                    select pid
-                    from pg_stat_activity
-                    -- Null, and so not silent, of those that are not to be seen by this role.
-                    where state_change < clock_timestamp() - make_interval(secs => %(silence_s)s::float8)
-                )
-        )
+        and server_id not in (select living_servers(%(silence_s)s))
 ),
--- In one order, as turn_checkpoint.
+-- In one order, as turn_checkpoint and turn_prove.
 given_up as (
-    select messages.org_id, messages.id
+    select messages.org_id, messages.id, messages.server_id
     from missing
     join messages
         on messages.org_id = missing.org_id and messages.id = missing.id
     where missing.server_id = any(%(given_up)s::bigint[]) and messages.finished_at is null
     order by messages.org_id, messages.id
     for update of messages
+),
+-- Once all are locked: a server that has its lock again by now may have seen by turn_prove that they run.
+gone as (
+    select server_id
+    from given_up
+    group by server_id
+    having server_id not in (select living_servers(%(silence_s)s))
 ),
 -- What it cost is what its last checkpoint says.
 closed as (
@@ -50,6 +44,8 @@ closed as (
             )
         end
     from given_up
+    join gone
+        on gone.server_id = given_up.server_id
     where messages.org_id = given_up.org_id and messages.id = given_up.id
     returning
         messages.server_id,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
+import psycopg2
 import pytest
 from aiohttp.test_utils import TestServer
 from house import (
@@ -31,9 +34,12 @@ from support import Gated, RawClient, Rows, Tenant, events, eventually, logged, 
 
 from app.replies import lease
 from app.replies.lease import GIVE_UP_AFTER, LEASE_S
-from app.server import GUARD
+from app.server import GUARD, SERVER_ID
 from app.storage.db import DatabaseAway
 from app.storage.store import STORE
+
+# The number of a server that does not hold its lock.
+LATE = 4711
 
 SAVED = "; what it said so far is saved."
 INTERRUPTED = {"error": "Stream failed", "message": "The server is stopping" + SAVED}
@@ -71,6 +77,68 @@ class Lock:
             return await server_lock(**params)
 
         monkeypatch.setattr(store, "server_lock", lock)
+
+
+@pytest.fixture
+def guards_do_not_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.server.GUARD_S", 60.0)
+
+
+def running_reply(rows: Rows, tenant: Tenant, server_id: int) -> str:
+    chat_id, reply_id = str(uuid.uuid4()), str(uuid.uuid4())
+    chat = "insert into chats (org_id, id, user_id, title, message_count) values (%s, %s, %s, 'A chat', 2)"
+    rows(chat, tenant.org_id, chat_id, tenant.user_id)
+    rows(
+        "insert into messages (org_id, id, chat_id, position, role, content, status, server_id)"
+        " values (%s, %s, %s, 2, 'assistant', 'One', 'streaming', %s)",
+        tenant.org_id,
+        reply_id,
+        chat_id,
+        server_id,
+    )
+    return reply_id
+
+
+async def waits_for_a_lock(rows: Rows) -> None:
+    waits = "select pid from pg_stat_activity where application_name = 'llm-app' and wait_event_type = 'Lock'"
+    await eventually(lambda: rows(waits))
+
+
+@pytest.mark.usefixtures("guards_do_not_look")
+async def test_replies_of_a_server_that_has_its_lock_again_by_the_time_they_are_locked_are_not_closed(
+    start_server: StartServer, postgres_url: str, rows: Rows, tenant: Tenant
+) -> None:
+    store = (await start_server()).app[STORE]
+    reply_id = running_reply(rows, tenant, LATE)
+    with closing(psycopg2.connect(postgres_url)) as other, other.cursor() as cursor:
+        cursor.execute("select from messages where id = %s for update", [reply_id])
+        looked = asyncio.ensure_future(store.turn_interrupt(given_up=[LATE], silence_s=60.0))
+        await waits_for_a_lock(rows)
+        rows("select pg_advisory_lock(%s)", LATE)
+    try:
+        assert [row.closed for row in await looked if row.server_id == LATE] == [0]
+    finally:
+        rows("select pg_advisory_unlock(%s)", LATE)
+    looked = await store.turn_interrupt(given_up=[LATE], silence_s=60.0)
+    assert [row.closed for row in looked if row.server_id == LATE] == [1]
+
+
+@pytest.mark.usefixtures("guards_do_not_look")
+async def test_proof_waits_for_what_another_server_has_begun_to_close(
+    start_server: StartServer, postgres_url: str, rows: Rows, tenant: Tenant
+) -> None:
+    app = (await start_server()).app
+    reply_ids = [running_reply(rows, tenant, app[SERVER_ID]) for _ in range(2)]
+    ours = {"org_ids": [tenant.org_id] * 2, "reply_ids": reply_ids}
+    assert {row.id for row in await app[STORE].turn_prove(**ours)} == set(reply_ids)
+    with closing(psycopg2.connect(postgres_url)) as other, other.cursor() as cursor:
+        cursor.execute(
+            "update messages set status = 'interrupted', finished_at = now() where id = %s", [reply_ids[0]]
+        )
+        proof = asyncio.ensure_future(app[STORE].turn_prove(**ours))
+        await waits_for_a_lock(rows)
+        other.commit()
+    assert [row.id for row in await proof] == [reply_ids[1]]
 
 
 def interrupt(rows: Rows, reply_id: str) -> None:

@@ -180,6 +180,7 @@ async def use_all(store: Store, tenant: Tenant) -> None:
     saved = await store.turn_checkpoint(server_id=1, **said, contents=["One"], inputs=[1], outputs=[2], **bells)
     assert (saved.saved, saved.rung) == ([reply_id], 1)
     assert [row.more for row in await store.reply_look(**said, lengths=[1])] == ["ne"]
+    assert [row.id for row in await store.turn_prove(server_id=1, **said)] == [reply_id]
     cost: dict[str, Any] = {"input_tokens": 1, "output_tokens": 4, "is_estimated": False, **PRICE}
     assert await store.turn_close(**ours, content="One two", status="complete", reason="length", **cost)
     found = await store.reply_find(**caller, reply_id=reply_id)

@@ -100,12 +100,10 @@ class Saves:
         Raises:
             DatabaseAway: as it says.
         """
-        rows = await self._store.reply_look(
-            org_ids=[turn.caller.org_id for turn in turns],
-            reply_ids=[turn.reply.id for turn in turns],
-            lengths=[turn.reply.length for turn in turns],
+        rows = await self._store.turn_prove(
+            org_ids=[turn.caller.org_id for turn in turns], reply_ids=[turn.reply.id for turn in turns]
         )
-        running = {row.id for row in rows if row.status == "streaming"}
+        running = {row.id for row in rows}
         for turn in turns:
             if turn.reply.id not in running:
                 turn.end("interrupted")

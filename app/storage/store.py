@@ -96,6 +96,7 @@ class Store:
     turn_interrupt: Method[Sequence[Any]]
     turn_key_sweep: Method[Any]
     turn_open: Method[OpenedTurn]
+    turn_prove: Method[Sequence[Any]]
     turn_undo: Method[Any | None]
     usage_read: Method[Any]
 
