@@ -81,9 +81,8 @@ class Database:
     async def run(self, statement: Statement, params: Mapping[str, object]) -> Any:
         """Run a statement and return its result: rows are named tuples.
 
-        It is tried again once where PostgreSQL has not carried it out, or its connection turned out to be dead:
-        before the statement was sent, or after, if it may be repeated. The guard's connection is replaced, too;
-        its locks are lost with it.
+        It is tried again once where PostgreSQL has undone it, or its connection was dead: before it was sent, or
+        after, if it may be repeated. The guard's connection is replaced, too; its locks are lost with it.
 
         Raises:
             DatabaseAway: the database cannot be reached, or took longer than `timeout_s`.
