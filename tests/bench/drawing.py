@@ -15,11 +15,12 @@ STYLE = """
   .paper { fill: #ffffff; } .ink { fill: #1f2328; } .soft { fill: #59636e; }
   .ours { fill: #0969da; } .reference { fill: #8250df; } .other { fill: #818b98; }
   .limit { stroke: #cf222e; stroke-width: 2; } .limit-text { fill: #cf222e; }
+  .value { paint-order: stroke; stroke: #ffffff; stroke-width: 4px; }
   .title { font-weight: 600; font-size: 15px; } .small { font-size: 11px; }
   @media (prefers-color-scheme: dark) {
     .paper { fill: #0d1117; } .ink { fill: #e6edf3; } .soft { fill: #9198a1; }
     .ours { fill: #4493f8; } .reference { fill: #ab7df8; } .other { fill: #767e88; }
-    .limit { stroke: #f85149; } .limit-text { fill: #f85149; }
+    .limit { stroke: #f85149; } .limit-text { fill: #f85149; } .value { stroke: #0d1117; }
   }
 """
 
@@ -77,23 +78,24 @@ def bars(
     limit: float | None = None,
 ) -> list[str]:
     """Return a bar for each value, `part` of 200 long, in the order of the values' candidates."""
-    parts = []
+    parts, above = [], []
     step = (BOTTOM - TOP) / len(values)
     for place, (name, value) in enumerate(values.items()):
         y = TOP + place * step
         width = part(value) * 200
         if name in labels:
             parts.append(text(left - 8, y + step / 2 + 4, labels[name], "ink", anchor="end"))
-        parts += [
+        parts.append(
             f'<rect class="{kind(name)}" x="{left}" y="{y + step * 0.18:.1f}" width="{width:.1f}"'
-            f' height="{step * 0.64:.1f}" rx="2"/>',
-            text(left + width + 6, y + step / 2 + 4, f"{value:.1f}", "ink"),
-        ]
+            f' height="{step * 0.64:.1f}" rx="2"/>'
+        )
+        # The line of the limit may cross it.
+        above.append(text(left + width + 6, y + step / 2 + 4, f"{value:.1f}", "ink value"))
     if limit is not None:
         x = left + part(limit) * 200
         parts.append(f'<line class="limit" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 4}" y2="{BOTTOM}"/>')
         parts.append(text(x, BOTTOM + 16, f"{limit:g}", "limit-text small", anchor="middle"))
-    return parts
+    return parts + above
 
 
 def kind(name: str) -> str:
