@@ -9,12 +9,8 @@ select case
     -- It is silent, so that others would give the server up. It is ended; within a second, or the next time.
     when (
         select bool_and(pg_terminate_backend(pid, 1000))
-        from pg_locks
-        where locktype = 'advisory'
-            and objsubid = 1
-            -- As in living_servers.
-            and classid::bigint << 32 | objid::bigint = %(server_id)s
-            and database = (select oid from pg_database where datname = current_database())
+        from server_locks()
+        where server_id = %(server_id)s::bigint
     ) then pg_try_advisory_lock(%(server_id)s)
     else false
 end as locked
