@@ -145,6 +145,13 @@ def said(page: Page) -> Locator:
     return page.locator("#live > p").filter(has_not_text="Thinking…")
 
 
+async def read_word(page: Page, model: Gated) -> None:
+    """Ask, and let a model say its first "word "."""
+    await say(page, "Hi")
+    model.go()
+    await expect(replies(page).locator(".text")).to_have_text("word ")
+
+
 async def read_half(page: Page, model: Gated) -> None:
     """Ask, and let a model of "one ", "two ", … say these two."""
     await say(page, "Hi")

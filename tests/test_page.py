@@ -33,6 +33,7 @@ from pages import (
     lose_answers,
     open_page,
     read_half,
+    read_word,
     replies,
     said,
     save_settings,
@@ -1500,9 +1501,7 @@ async def test_page_needs_nothing_of_a_browser_that_came_after_2022(
     await page.reload()
     assert await page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(250, 249, 247)"
     assert await page.evaluate("document.body.clientHeight") == 700
-    await say(page, "Hi")
-    model.go()
-    await expect(replies(page).locator(".text")).to_have_text("word ")
+    await read_word(page, model)
     await page.keyboard.press("Escape")
     await expect(replies(page).locator(".status")).to_have_text("Stopped")
     await page.evaluate("(text) => markdown.whole(document.createElement('div'), text)", EVERYTHING)

@@ -17,6 +17,7 @@ from pages import (
     intercept,
     is_complete,
     open_page,
+    read_word,
     replies,
     say,
     start_server,
@@ -377,9 +378,7 @@ async def test_end_of_a_reply_that_was_replaced_elsewhere_is_not_awaited(
 ) -> None:
     model = Gated()
     page = await open_page(await start_server(model=model), ignore=FAILED_REQUEST)
-    await say(page, "Hi")
-    model.go()
-    await expect(replies(page).locator(".text")).to_have_text("word ")
+    await read_word(page, model)
     await intercept(page, "**/chat/stream/*", lambda route: route.fulfill(status=204))
     await page.reload()
     await expect(replies(page)).to_have_attribute("data-status", "streaming")
@@ -399,9 +398,7 @@ async def test_reply_is_as_it_ended_whatever_an_older_answer_does_not_know_of_it
 ) -> None:
     model = Gated()
     page = await open_page(await start_server(model=model), ignore=FAILED_REQUEST)
-    await say(page, "Hi")
-    model.go()
-    await expect(replies(page).locator(".text")).to_have_text("word ")
+    await read_word(page, model)
     # Nobody reads it on, and how it ends is looked for.
     await intercept(page, "**/chat/stream/*", lambda route: route.fulfill(status=204), times=1)
     await page.reload()

@@ -19,6 +19,7 @@ from pages import (
     lose_answers,
     open_page,
     read_half,
+    read_word,
     replies,
     say,
     shown,
@@ -124,9 +125,7 @@ async def test_note_at_an_edit_says_what_would_be_replaced_now(
 ) -> None:
     model = Gated()
     page = await open_page(await start_server(model=model))
-    await say(page, "Hi")
-    model.go()
-    await expect(replies(page).locator(".text")).to_have_text("word ")
+    await read_word(page, model)
     await page.keyboard.press("Escape")
     await questions(page).get_by_role("button", name="Edit").click()
     note = page.locator("#editing > span")
@@ -230,9 +229,7 @@ async def test_reply_that_was_cut_is_gone_on_with(
 ) -> None:
     model = Gated()
     page = await open_page(await start_server(model=model))
-    await say(page, "Hi")
-    model.go()
-    await expect(replies(page).locator(".text")).to_have_text("word ")
+    await read_word(page, model)
     go_on = page.get_by_role("button", name="Go on")
     await expect(go_on).to_have_count(0)
     await page.keyboard.press("Escape")
