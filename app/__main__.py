@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
-    from app.signals import Signals
+    from app.signals import end_at_once
 
-    # A Ctrl-C while all the others are imported is an end without a traceback.
-    Signals()
+    # A Ctrl-C while all the others are imported.
+    end_at_once()
 
 import asyncio
 import errno
@@ -79,7 +79,7 @@ def run_workers(settings: Settings, listener: socket.socket, signals: Signals) -
     # Only workers may share the port.
     listener.close()
     workers = Workers([environ | metrics_port(settings, number) for number in range(settings.workers)])
-    signals.on_receipt = workers.stop
+    signals.serving(workers.stop)
     workers.run()
 
 
@@ -123,7 +123,7 @@ async def serve_until_signal(
         loop.remove_reader(sys.stdin)
         app[STOP].set()
 
-    signals.on_receipt = set_stop
+    signals.serving(set_stop)
     if is_worker:
         loop.add_reader(sys.stdin, parent_is_gone)
     await serve(app, listener)

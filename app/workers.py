@@ -57,7 +57,7 @@ class Workers:
         Raises:
             StartError: one of the first could not start, and has said why; the others have stopped.
         """
-        self._first = set(map(self._start, self._environs))
+        self._first = {self._start(environ) for environ in self._environs if not self._stopping}
         failed = False
         while self._running:
             pid, status = os.wait()

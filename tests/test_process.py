@@ -282,6 +282,33 @@ def test_replies_of_a_killed_server_are_closed_by_a_living_one_within_seconds(
     assert rows.messages(tenant.org_id)[1] == ("assistant", "", "interrupted")
 
 
+# Python drops what is raised in a finalizer, as in the callbacks by which its imports let go of their locks.
+UNHEARD = """
+import os, signal
+
+class Unheard:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_signal_in_a_finalizer_while_modules_are_imported_is_taken(start: Processes, postgres_url: str) -> None:
+    imports = "import sys, runpy; sys.addaudithook(lambda event, args: args[0] == 'app.server' and Unheard())"
+    code = f"{UNHEARD}\n{imports}\nrunpy.run_module('app', run_name='__main__')"
+    assert start("-c", code, DATABASE_URL=postgres_url).end() == (0, "")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_signal_in_a_finalizer_during_the_start_is_taken_when_it_serves(
+    start: Processes, postgres_url: str, workers: str
+) -> None:
+    migrates = "from app import __main__ as app; app.migrate = lambda *args, **named: Unheard()"
+    process = start("-c", f"{UNHEARD}\n{migrates}\napp.main()", DATABASE_URL=postgres_url, WORKERS=workers)
+    exit_code, terminal = process.end()
+    assert exit_code == 0
+    assert "SystemExit: 0" in terminal
+
+
 @pytest.mark.parametrize("delay_s", [0.3, 0.6, 0.9, 1.2, 1.5])
 def test_first_start_that_is_stopped_can_be_started_again(
     start: Processes, tmp_path: Path, delay_s: float
