@@ -256,11 +256,13 @@ async def test_refusal_after_text_is_a_stop_and_without_text_an_error(wire: str)
 @pytest.mark.parametrize(
     ("answer", "line"),
     [
-        (refusal(200, "<html>Log in</html>", kind="text/html"), "200 <html>Log in</html>"),
-        (refusal(200, '{"choices": [{"message": {"content": "Polonius"}}]}'), "200"),
+        (refusal(200, "<html>Log in</html>", kind="text/html"), "200 <html>Log in</html> (URL)"),
+        (refusal(200, '{"choices": [{"message": {"content": "Polonius"}}]}'), "200 (URL)"),
         (refusal(200, "Hello", kind="text/plain"), "the stream (text/plain) ended before the model did"),
-        (refusal(302, "", "Location: http://127.0.0.1:1/\r\n"), "302"),
-        (refusal(404, '{"error": "model not found"}'), "404 model not found"),
+        (refusal(302, "", "Location: http://127.0.0.1:1/\r\n"), "302 (URL)"),
+        (refusal(404, '{"error": "model not found"}'), "404 model not found (URL)"),
+        (refusal(405, "Not here", kind="text/plain"), "405 Not here (URL)"),
+        (refusal(401, '{"error": "no such key"}'), "401 no such key"),
         (STREAM + b"data: {]\n\n", "an event is not a JSON object"),
         (STREAM + b"data: " + b"x" * 2_100_000, "an event is longer than 2097152 bytes"),
         (STREAM + b'data: "' + b"x\ndata: " * 300_000, "an event is longer than 2097152 bytes"),
@@ -272,7 +274,7 @@ async def test_what_is_no_stream_is_a_failure(answer: bytes, line: str | None) -
         pieces, failure = await said(remote)
     assert (pieces, type(failure)) == ([], ModelError)
     if line is not None:
-        assert str(failure) == line
+        assert str(failure) == line.replace("URL", f"{provider.url}/chat/completions")
 
 
 async def test_line_of_a_megabyte_is_read() -> None:

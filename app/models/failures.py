@@ -54,15 +54,20 @@ def error_in(event: dict[str, Any]) -> Any:
 
 
 def failure(
-    status: int | None, said: Any, secrets: Sequence[str], retry_after_s: float | None = None
+    status: int | None,
+    said: Any,
+    secrets: Sequence[str],
+    retry_after_s: float | None = None,
+    url: str | None = None,
 ) -> ModelError:
     """Return the error for what a provider said; `status` is None where that is part of a stream.
 
-    Its text quotes nothing of `secrets`, the key and the conversation.
+    Its text names `url`, if there is one, and quotes nothing of `secrets`, the key and the conversation.
     """
     names, text = describe(said)
     whole = " ".join([*names, text])
-    shown = f"{status or ''} {redact(whole[:SHOWN_CHARS], secrets)}".strip()
+    parts = (status and str(status), redact(whole[:SHOWN_CHARS], secrets), url and f"({url})")
+    shown = " ".join(part for part in parts if part)
     if status in (None, 200):
         numbers = [int(name) for name in names if re.fullmatch("[45][0-9][0-9]", name)]
         status = next((STATUS_OF[name] for name in names if name in STATUS_OF), [*numbers, 400][0])

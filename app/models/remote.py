@@ -127,7 +127,9 @@ class Remote:
             if not lessons_left or response.status not in (400, 422) or not self._wire.learn(body, why):
                 break
         after_s = retry_after_s(response.headers.get("Retry-After"), response.headers.get("Date"))
-        raise failure(response.status, said, secrets, after_s)
+        # So answers what is no model's server, and one that is asked under another path than its own.
+        is_elsewhere = response.status < 400 or response.status in (404, 405)
+        raise failure(response.status, said, secrets, after_s, self._wire.url if is_elsewhere else None)
 
 
 class Answer:
