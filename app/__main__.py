@@ -24,6 +24,7 @@ from app import logs
 from app.api.site import STOP
 from app.descriptors import fill_standard, raise_limit
 from app.errors import StartError
+from app.models import Model
 from app.server import BACKLOG, create_app, serve
 from app.settings import MAX_PORT, OWN_CONNECTIONS, Settings
 from app.signals import Signals
@@ -31,6 +32,9 @@ from app.storage.migrate import migrate
 from app.storage.room import fit
 from app.storage.store import DEMO_ORG_ID, DEMO_USER_ID
 from app.workers import CANNOT_START, Workers
+
+# The seam: a model of your own, in place of the one that the setting names.
+OWN_MODEL: Model | None = None
 
 
 def main() -> None:
@@ -113,7 +117,7 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 async def serve_until_signal(
     settings: Settings, listener: socket.socket, signals: Signals, *, is_worker: bool = False
 ) -> None:
-    app, loop = create_app(settings), asyncio.get_running_loop()
+    app, loop = create_app(settings, model=OWN_MODEL), asyncio.get_running_loop()
 
     def set_stop() -> None:
         if not loop.is_closed():
@@ -193,6 +197,8 @@ def greet(settings: Settings, listener: socket.socket) -> None:
         host = f"[{host}]"
     base = f"http://{host}:{port}"
     model = "simulated" if settings.model == "sim" else settings.model
+    if OWN_MODEL is not None:
+        model = "your own"
     lines = ["", f"  Test page  {base}/", f"  Model      {model}"]
     if settings.seed_demo and not settings.checks_tokens:
         lines += [

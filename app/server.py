@@ -104,7 +104,6 @@ def create_app(settings: Settings, *, model: Model | None = None) -> web.Applica
     app[SETTINGS] = settings
     app[STOP] = asyncio.Event()
     app[IDENTIFY] = check_tokens(app, settings) if settings.checks_tokens else from_headers
-    # The seam: a model of your own goes here.
     app[site.MODEL_NAME] = (settings.model_name or settings.model) if model is None else None
     if model is not None:
         app[MODEL] = model

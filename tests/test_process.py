@@ -20,6 +20,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from processes import Processes, ask, has_ended, status_of, workers_of
 from support import Rows, Tenant
 
+from app.__main__ import greet
+from app.settings import Settings
 from app.storage.migrate import MIGRATION_LOCK
 from app.storage.store import DEMO_ORG_ID, DEMO_USER_ID
 
@@ -212,6 +214,17 @@ def test_taken_port_is_one_line_before_a_database_is_made(start: Processes, tmp_
     assert not (tmp_path / "data").exists()
 
 
+def test_terminal_says_which_model_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("app.logs.say", said.append)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        greet(Settings(), listener)
+        greet(Settings(model="openai:gpt"), listener)
+        monkeypatch.setattr("app.__main__.OWN_MODEL", object())
+        greet(Settings(), listener)
+    assert re.findall("  Model      (.*)", "".join(said)) == ["simulated", "openai:gpt", "your own"]
+
+
 def test_unreachable_database_is_one_line(start: Processes) -> None:
     code, terminal = start(DATABASE_URL="postgresql://u:secret@127.0.0.1:1/none").end()
     assert code == 1
@@ -375,8 +388,7 @@ async def model(conversation):
         except asyncio.CancelledError:
             pass
 
-create_app = main.create_app
-main.create_app = lambda settings: create_app(settings, model=model)
+main.OWN_MODEL = model
 main.main()
 """
 

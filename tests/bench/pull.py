@@ -1,6 +1,6 @@
 """`python -m app`, but for its model: an async generator function in place of the simulated one.
 
-Only `create_app(model=…)` is touched, the seam that the README names. Words are slept for as the simulated model
+Only `OWN_MODEL` is touched, the seam that the README names. Words are slept for as the simulated model
 does it, so that the two differ in how a model hands its words over, and in nothing else.
 
     pull.py PERIOD_MS REPLY    (in a checkout of this server)
@@ -11,16 +11,14 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import runpy
 import sys
 from collections.abc import AsyncIterator
-from functools import partial
 from pathlib import Path
 
 # The server is that of the folder that this runs in.
 sys.path[0] = str(Path.cwd())
 
-import app.server  # noqa: E402
+from app import __main__ as server  # noqa: E402
 
 PERIOD_S = float(sys.argv[1]) / 1000
 REPLY = Path(sys.argv[2]).read_text()
@@ -66,8 +64,8 @@ async def words(conversation: object) -> AsyncIterator[str]:
         yield word[0]
 
 
-app.server.create_app = partial(app.server.create_app, model=words)
+server.OWN_MODEL = words
 sys.argv[1:] = []
 # Were the simulated model to speak after all, not a word would come within the window, and the round be void.
 os.environ["SIM_DELAY_MS"] = "60000-60000"
-runpy.run_module("app", run_name="__main__", alter_sys=True)
+server.main()
