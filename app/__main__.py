@@ -156,7 +156,7 @@ def listen(settings: Settings, *, shared: bool = False) -> socket.socket:
     except OSError as exc:
         if exc.errno == errno.EADDRINUSE:
             raise StartError(
-                f"PORT is {settings.port}, which is taken: try another, as in PORT=3001 make run"
+                f"PORT is {settings.port}, which is taken: try another, or PORT=0 make run for a free one"
             ) from None
         raise StartError(f"HOST is {settings.host}, where nothing can listen: {exc.strerror}") from None
     return listener

@@ -209,7 +209,7 @@ def test_taken_port_is_one_line_before_a_database_is_made(start: Processes, tmp_
         process = start(PORT=str(port), DATA_DIR=str(tmp_path / "data"))
         assert process.end() == (
             1,
-            f"llm-app: PORT is {port}, which is taken: try another, as in PORT=3001 make run\n",
+            f"llm-app: PORT is {port}, which is taken: try another, or PORT=0 make run for a free one\n",
         )
     assert not (tmp_path / "data").exists()
 
