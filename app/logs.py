@@ -25,7 +25,10 @@ from pythonjsonlogger.json import JsonFormatter
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
-# How a stream ended, for the "Request completed" line.
+# Why a request was refused, for the "Request completed" line: short, and never what it said.
+ERROR: web.RequestKey[str] = web.RequestKey("error", str)
+
+# How a stream ended, for the same line.
 OUTCOME: web.RequestKey[str] = web.RequestKey("outcome", str)
 
 # What a whole reply has cost, for the same line. (A line of its own would be 3 % of the CPU of such a turn.)

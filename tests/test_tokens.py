@@ -61,7 +61,8 @@ async def test_headers_alone_are_401(guarded: Any, rows: Rows, tenant: Tenant) -
     [
         ("expired", "The token has expired."),
         ("no expiry", "The token has no claim exp."),
-        ("another secret", "The token is not valid."),
+        ("not yet", "The token is not valid yet."),
+        ("another secret", "The token's signature is not valid."),
         ("no signature", "The token is signed with another algorithm, expected HS256."),
         ("public key", "The token is signed with another algorithm, expected HS256."),
         ("no org", "The token has no claim org_id."),
@@ -72,11 +73,13 @@ async def test_headers_alone_are_401(guarded: Any, rows: Rows, tenant: Tenant) -
     ],
 )
 async def test_token_that_is_not_valid_is_401(
-    guarded: Any, rows: Rows, tenant: Tenant, what: str, message: str
+    guarded: Any, rows: Rows, tenant: Tenant, caplog: pytest.LogCaptureFixture, what: str, message: str
 ) -> None:
+    caplog.set_level("INFO")
     without = {name: {k: v for k, v in claims(tenant).items() if k != name} for name in ("exp", "org_id")}
     headers = {
         "expired": signed(tenant, exp=time.time() - 60),
+        "not yet": signed(tenant, nbf=time.time() + 60),
         "no expiry": bearer(jwt.encode(without["exp"], SECRET)),
         "another secret": bearer(jwt.encode(claims(tenant), "x" * 32)),
         "no signature": bearer(jwt.encode(claims(tenant), None, "none")),
@@ -90,6 +93,8 @@ async def test_token_that_is_not_valid_is_401(
     async with guarded.post("/chat", json=QUESTION, headers=headers) as response:
         assert response.status == 401
         assert (await response.json())["message"] == message
+    [request] = logged(caplog, "Request completed")
+    assert (request.status, request.error) == (401, "Unauthorized")
     assert rows.messages(tenant.org_id) == []
 
 
@@ -142,10 +147,15 @@ async def test_audience_issuer_and_claim_names_are_settings(
     settings = {"jwt_audience": "chat", "jwt_issuer": "us", "jwt_org_claim": "tenant", "jwt_user_claim": "uid"}
     client = await aiohttp_client(await start_server(model=says("Hello"), jwt_secret=SECRET, **settings))
     right = {"aud": "chat", "iss": "us", "tenant": tenant.org_id, "uid": tenant.user_id}
-    for change, status in (({}, 200), ({"aud": "shop"}, 401), ({"iss": "them"}, 401), ({"uid": 1}, 401)):
+    for change, status, message in (
+        ({}, 200, None),
+        ({"aud": "shop"}, 401, "The token's claim aud is not the expected one."),
+        ({"iss": "them"}, 401, "The token's claim iss is not the expected one."),
+        ({"uid": 1}, 401, "The token's claim uid is a number, expected a string."),
+    ):
         token = jwt.encode({"exp": time.time() + 60} | right | change, SECRET)
         async with client.post("/chat", json=QUESTION, headers=bearer(token)) as response:
-            assert response.status == status
+            assert (response.status, (await response.json()).get("message")) == (status, message)
 
 
 ISSUER = "https://id.example.com/"

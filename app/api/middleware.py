@@ -14,7 +14,7 @@ from aiohttp.http import HttpVersion11
 from app.api.identity import Handler, allows_origin
 from app.api.usage import RATE_LIMIT
 from app.errors import ApiError, stopping
-from app.logs import OUTCOME, USAGE, request_id
+from app.logs import ERROR, OUTCOME, USAGE, request_id
 from app.replies.turns import TURNS
 from app.settings import SETTINGS
 
@@ -57,6 +57,8 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         "status": response.status,
         "durationMs": round((time.perf_counter() - came_s) * 1000, 1),
     }
+    if ERROR in request:
+        extra["error"] = request[ERROR]
     if OUTCOME in request:
         extra["outcome"] = request[OUTCOME]
     if USAGE in request:
@@ -77,6 +79,7 @@ async def expect(request: web.Request) -> None:
 
 
 def error_response(request: web.Request, exc: ApiError) -> web.Response:
+    request[ERROR] = exc.error
     body = {"error": exc.error, "message": exc.message, "requestId": request[REQUEST_ID], **exc.details}
     response = web.json_response(body, status=exc.status, headers=exc.headers)
     if exc.headers.get("Connection") == "close":

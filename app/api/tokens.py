@@ -18,6 +18,14 @@ from app.storage.store import Caller
 # Between the clocks of who signs a token and who checks it.
 LEEWAY_S = 5
 
+REFUSALS: dict[type[jwt.PyJWTError], str] = {
+    jwt.ExpiredSignatureError: "The token has expired.",
+    jwt.ImmatureSignatureError: "The token is not valid yet.",
+    jwt.InvalidAudienceError: "The token's claim aud is not the expected one.",
+    jwt.InvalidIssuerError: "The token's claim iss is not the expected one.",
+    jwt.InvalidSignatureError: "The token's signature is not valid.",
+}
+
 
 class Tokens:
     """Checks tokens against one secret, or the keys at a URL."""
@@ -48,15 +56,13 @@ class Tokens:
                 leeway=LEEWAY_S,
                 options={"require": ["exp"], "verify_aud": settings.jwt_audience is not None},
             )
-        except jwt.ExpiredSignatureError:
-            raise refused("The token has expired.") from None
         except jwt.InvalidAlgorithmError:
             expected = ", ".join(self._algorithms)
             raise refused(f"The token is signed with another algorithm, expected {expected}.") from None
         except jwt.MissingRequiredClaimError as exc:
             raise refused(f"The token has no claim {exc.claim}.") from None
-        except jwt.PyJWTError:
-            raise refused("The token is not valid.") from None
+        except jwt.PyJWTError as exc:
+            raise refused(REFUSALS.get(type(exc), "The token is not valid.")) from None
         return Caller(claimed_id(claims, settings.jwt_org_claim), claimed_id(claims, settings.jwt_user_claim))
 
     async def _key(self, token: str) -> Any:
