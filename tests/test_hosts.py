@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import http.client
+import json
+from contextlib import closing
 from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from house import answer
+from processes import Processes
 from serving import StartServer
 from support import RawClient, Rows, Tenant, post, says
 
@@ -90,6 +94,17 @@ async def test_whole_url_as_the_target_overrules_the_host_header(server: TestSer
     origin = "Origin: http://localhost:3003"
     assert await ask(server, tenant, "Host: localhost", origin, target="http://localhost:3003/chats") == 200
     assert await ask(server, tenant, "Host: localhost:3003", origin, target="http://localhost:3004/chats") == 403
+
+
+def test_whole_url_whose_host_cannot_be_decoded_is_answered(
+    start: Processes, postgres_url: str, tenant: Tenant
+) -> None:
+    address = start(DATABASE_URL=postgres_url).listening().removeprefix("http://")
+    with closing(http.client.HTTPConnection(address, timeout=10)) as client:
+        for path, status, said in (("/chats", 403, "Foreign host"), ("/health", 200, None)):
+            client.request("GET", f"http://xn--{path}", headers=tenant.headers | {"Host": "localhost"})
+            response = client.getresponse()
+            assert (response.status, json.load(response).get("error")) == (status, said)
 
 
 async def test_client_that_names_no_host_is_no_browser_and_may_ask(server: TestServer, tenant: Tenant) -> None:

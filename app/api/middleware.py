@@ -6,10 +6,12 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 from aiohttp import web
-from aiohttp.http import HttpVersion11
+from aiohttp.http import HttpVersion11, RawRequestMessage
 
 from app.api.identity import Handler, allows_origin
 from app.api.usage import RATE_LIMIT
@@ -76,6 +78,22 @@ async def expect(request: web.Request) -> None:
         # Who has left by now is noticed where the body is read.
         with suppress(ConnectionError):
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def whatever_host(make: Callable[..., web.BaseRequest]) -> Callable[..., web.BaseRequest]:
+    """Let `make` make a request of any target: aiohttp decodes the host of a whole URL before anything is handled.
+
+    One that it cannot decode (IDNA) would end the connection's task, and leave the connection open without a word.
+    """
+
+    def make_request(message: RawRequestMessage, *rest: Any) -> web.BaseRequest:
+        try:
+            return make(message, *rest)
+        except ValueError:
+            # For which host it is, is told by its target as it came.
+            return make(message._replace(url=message.url.relative()), *rest)
+
+    return make_request
 
 
 def error_response(request: web.Request, exc: ApiError) -> web.Response:
