@@ -101,7 +101,9 @@ class Elsewhere:
             status = await turn.closed()
             if status is None:
                 raise DatabaseAway(sent=True)
-            return status
+            if status == "stopped":
+                return status
+            # Others may have closed it, and deleted it since.
         row = await self._store.reply_find(**caller._asdict(), reply_id=reply_id)
         if row is not None and row.status == "streaming":
             row = await self._ask("stop", row.server_id, caller, reply_id)
