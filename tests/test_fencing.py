@@ -17,6 +17,7 @@ from house import (
     House,
     answer,
     ask,
+    chat_of,
     come_back,
     hears,
     lost,
@@ -280,6 +281,29 @@ async def test_server_that_wakes_and_finds_a_reply_closed_says_no_further_word_o
     read = events(b"".join(await other.read_chunks()))
     assert (spoken(read), read[-1]["done"]) == (TEXT, True)
     assert stored(rows, other_id) == ("complete", TEXT)
+
+
+@pytest.mark.parametrize("then", ["closed", "deleted"])
+async def test_who_comes_back_to_a_server_that_wakes_is_told_what_others_have_made_of_the_reply(
+    start_server: StartServer,
+    rows: Rows,
+    tenant: Tenant,
+    sleep: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+    then: str,
+) -> None:
+    house = await open_house(start_server, False, Gated(pieces=PIECES), checkpoint_s=0)
+    lock = Lock(house.home, monkeypatch)
+    client, reply_id = await ask(house.home, tenant)
+    await read_pieces(client, house.model, 2)
+    lock.is_lost = True
+    sleep()
+    interrupt(rows, reply_id)
+    if then == "deleted":
+        rows("delete from chats where id = %s", chat_of(rows, reply_id))
+    status, _ = await (await come_back(house.home, tenant, reply_id, 0)).read_head()
+    # It has ended, and there is no text of it.
+    assert status == {"closed": b"HTTP/1.1 204 No Content", "deleted": b"HTTP/1.1 404 Not Found"}[then]
 
 
 async def test_reply_is_stopped_while_its_server_has_not_shown_that_it_lives(

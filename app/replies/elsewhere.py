@@ -68,7 +68,7 @@ class Elsewhere:
         give_up_at_s = asyncio.get_running_loop().time() + self._timeout_s
         while True:
             turn = self._turns.find(reply_id, caller)
-            if turn is not None:
+            if turn is not None and self._turns.are_ours:
                 client.attach(turn.reply)
                 return turn.reply
             row = await self._store.reply_find(**caller._asdict(), reply_id=reply_id)
@@ -84,7 +84,7 @@ class Elsewhere:
                 raise stopping()
             if row.server_id != self._bells.server_id:
                 return self._mirrors.attach(client, row, reply_id, caller.org_id)
-            # Being opened, or ended, or taken back at this very moment.
+            # Being opened, or ended, or taken back at this very moment; or not shown yet to be ours.
             if asyncio.get_running_loop().time() > give_up_at_s:
                 raise DatabaseAway(sent=True)
             await asyncio.sleep(LOOK_AGAIN_S)

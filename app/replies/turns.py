@@ -58,6 +58,11 @@ class Turns:
         """Those whose end is not stored yet."""
         return [turn.reply for turn in self._turns.values()]
 
+    @property
+    def are_ours(self) -> bool:
+        """Whether no other server may have closed them."""
+        return self._home.lease.is_valid()
+
     def find(self, reply_id: str, caller: Caller | None = None) -> Turn | None:
         """Return a turn whose end is not stored yet; with a caller, only if it is theirs."""
         turn = self._turns.get(reply_id)
