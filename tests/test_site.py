@@ -71,6 +71,16 @@ async def test_date_that_cannot_be_is_400_and_drops_no_connection(
             assert int((await client.read_head())[0].split()[1]) == status
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_rest_of_another_version_of_a_file_is_all_of_this_one(client: TestClient, method: str) -> None:
+    given = {"Range": "bytes=5-", "If-Range": '"another"'}
+    response = await client.request(method, "/chat.js", headers=given)
+    assert (response.status, response.content_type) == (200, "text/javascript")
+    script = (WEB / "chat.js").read_bytes()
+    assert response.headers["Content-Length"] == str(len(script))
+    assert await response.read() == (script if method == "GET" else b"")
+
+
 @pytest.mark.parametrize("expected", ["\udcff", "200-ok", "100-continue, more"])
 async def test_expectation_that_nobody_knows_is_ignored(server: TestServer, expected: str) -> None:
     client = await RawClient.connect(server)
