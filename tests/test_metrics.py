@@ -227,12 +227,19 @@ async def test_page_under_a_name_that_resolves_to_this_machine_reads_no_metrics(
     assert ("chat_replies_running" in text) == (status == 200)
 
 
-async def test_expectation_that_is_no_text_is_ignored(start_server: StartServer, page_of: Any) -> None:
+@pytest.mark.parametrize(
+    ("target", "header", "status"),
+    [("/metrics", b"Expect: \xff\r\n", b"200 OK"), ("http://xn--/metrics", b"", b"403 Forbidden")],
+)
+async def test_what_aiohttp_cannot_read_is_answered(
+    start_server: StartServer, page_of: Any, target: str, header: bytes, status: bytes
+) -> None:
     await start_server(metrics_port=0)
     host, _, port = page_of().address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nExpect: \xff\r\n\r\n")
-    assert (await reader.read()).startswith(b"HTTP/1.1 200 OK\r\n")
+    writer.write(f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n".encode() + header + b"\r\n")
+    async with asyncio.timeout(10):
+        assert (await reader.read()).startswith(b"HTTP/1.1 " + status + b"\r\n")
     writer.close()
 
 
