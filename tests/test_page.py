@@ -130,6 +130,20 @@ async def test_stop_keeps_what_has_arrived_and_ends_the_turn_on_the_server(
     assert rows("select count(*) from chats where org_id = %s", tenant.org_id) == [(1,)]
 
 
+async def test_double_click_on_send_does_not_stop_the_reply(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    model = Gated(pieces=["one ", "two "])
+    page = await open_page(await start_server(model=model))
+    await read_half(page, model)
+    await is_complete(replies(page))
+    await page.get_by_role("textbox", name="Message").fill("Once more")
+    # The buttons are in the same place.
+    await page.get_by_role("button", name="Send").dblclick()
+    model.go(2)
+    await is_complete(replies(page).last)
+
+
 async def test_stop_needs_no_connection_of_the_windows_that_have_or_want_one(
     start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
 ) -> None:

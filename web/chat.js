@@ -83,7 +83,10 @@
         if (event.key !== 'Escape' || event.isComposing || event.keyCode === 229) return;
         if (!document.querySelector('dialog[open]')) turns.stop();
     });
-    $('stop').addEventListener('click', turns.stop);
+    $('stop').addEventListener('click', ({ detail: clicks }) => {
+        // Who sends by a double click meets it where Send was.
+        if (clicks < 2) turns.stop();
+    });
     model.onsample = (message, sim) => {
         composer.focus();
         turns.send(message, { sim });
