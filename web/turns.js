@@ -123,15 +123,19 @@ const turns = (() => {
             question.remove();
             next();
         };
-        const actions = { Retry: without(retry), Edit: without(() => composer.takeBack(message)) };
+        const change = { Edit: without(() => composer.takeBack(message)) };
+        const actions = isUnfit(error) ? change : { Retry: without(retry), ...change };
         showNotice($('notice'), error, isGone(error) ? inNewChat(message) : actions);
     }
 
     function tellUnreplaced(error, message, retry, change) {
         // What is in the way, another try does not change; a message that was edited is a draft by then.
-        const actions = { 'Gone on': { 'Show it': () => room.onstale() } }[error.title] ?? { Retry: retry, Edit: change };
+        const actions = { 'Gone on': { 'Show it': () => room.onstale() } }[error.title] ?? { ...(!isUnfit(error) && { Retry: retry }), Edit: change };
         showNotice($('notice'), error, isGone(error) ? inNewChat(message) : actions);
     }
+
+    /** Whether it is the message itself that the server will not have. */
+    const isUnfit = (error) => ['Bad message', 'Body too large'].includes(error.title);
 
     /** Whether the chat was deleted, in another window. */
     const isGone = (error) => error.title === 'Not found' && past.chat !== null;
