@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import uuid
+from contextlib import suppress
 
 import pytest
 from pages import (
@@ -22,7 +23,7 @@ from pages import (
     say,
     start_server,
 )
-from playwright.async_api import APIResponse, Locator, Page, Route, expect
+from playwright.async_api import APIResponse, Error, Locator, Page, Route, expect
 from serving import StartServer
 from support import Gated, Rows, Tenant, eventually, says
 
@@ -179,6 +180,52 @@ async def test_more_than_a_page_that_was_said_elsewhere_is_had_a_page_at_a_time(
     await expect(texts(page)).to_have_count(50)
     await page.get_by_role("button", name="Show earlier messages").click()
     await expect(texts(page)).to_have_text([f"Message {number}" for number in range(1, 63)])
+
+
+async def test_earlier_page_that_comes_after_all_was_replaced_elsewhere_is_not_shown(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    chat_id, others = (add_chat(rows, tenant, title, messages) for title, messages in (("Long", 62), ("Short", 2)))
+    server = await start_server()
+    page = await open_page(server, url=f"{base(server)}/#{chat_id}")
+    await expect(texts(page)).to_have_count(50)
+    await idle(page)
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        earlier = await route.fetch()
+        asked.set()
+        await answer.wait()
+        with suppress(Error):  # It is not wanted any more.
+            await route.fulfill(response=earlier)
+
+    await intercept(page, "**/messages?*before=*", hold)
+    await page.get_by_role("button", name="Show earlier messages").click()
+    await asked.wait()
+    rows("delete from messages where chat_id = %s", chat_id)
+    rows("update messages set chat_id = %s where chat_id = %s", chat_id, others)
+    await come_back(page)
+    await expect(texts(page)).to_have_text(["Message 1", "Message 2"])
+    answer.set()
+    # Who asks for the earlier ones has them by then.
+    await page.evaluate("new Promise((done) => setTimeout(done))")
+    await ask(page, "Hi")
+    await expect(texts(page)).to_have_count(4)
+
+
+async def test_failure_to_show_what_was_said_elsewhere_is_not_taken_for_one_of_the_connection(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    chat_id = add_chat(rows, tenant, "Chat", messages=2)
+    server = await start_server()
+    page = await open_page(server, url=f"{base(server)}/#{chat_id}")
+    await expect(texts(page)).to_have_count(2)
+    await idle(page)
+    rows("update messages set id = gen_random_uuid() where chat_id = %s", chat_id)
+    await page.evaluate("void (thread.renew = () => { throw new Error('a bug of ours'); })")
+    await page.clock.fast_forward(6_000)
+    with pytest.raises(Error, match="a bug of ours"):
+        await page.evaluate("past.catchUp(), past.ready()")
 
 
 async def test_message_that_replaces_others_is_asked_by_what_was_shown_when_it_was_sent(

@@ -31,10 +31,8 @@ const past = (() => {
         },
 
         open(chat) {
-            visit.abort();
-            visit = new AbortController();
+            begin();
             room.chat = chat;
-            $('earlier-notice').replaceChildren();
             $('earlier').hidden = true;
             missed = null;
             catchUpAt = chat ? Infinity : 0;
@@ -49,6 +47,13 @@ const past = (() => {
         onmissing() {},
         onnews() {},
     };
+
+    /** What was asked for is not wanted any more. */
+    function begin() {
+        visit.abort();
+        visit = new AbortController();
+        $('earlier-notice').replaceChildren();
+    }
 
     async function load() {
         const { signal } = visit;
@@ -122,22 +127,30 @@ const past = (() => {
 
     /** Show the chat as it is, if its last message is not the one that is shown. */
     async function compare(signal) {
+        const known = thread.lastStored()?.id;
+        let page = null;
         try {
-            const known = thread.lastStored()?.id;
             const [last] = (await fetchPage(signal, { limit: 1 })).messages;
-            if (last?.message_id !== known) show(await fetchPage(signal), known);
-            catchUpAt = performance.now() + CATCH_UP_MS;
+            if (last?.message_id !== known) page = await fetchPage(signal);
         } catch (error) {
             if (signal.aborted) return;
-            if (error.status === 404) lose(error);
-            else catchUpAt = performance.now() + CATCH_UP_MS; // What one does next tells why.
+            if (error.status === 404) {
+                lose(error);
+                return;
+            }
+            // What one does next tells why.
         }
+        catchUpAt = performance.now() + CATCH_UP_MS;
+        if (page) show(page, known);
     }
 
     function show(page, known) {
         // Something was asked here meanwhile, in the place of something else.
         if (thread.lastStored()?.id !== known) return;
-        if (!thread.renew(page.messages)) turnTo(page);
+        if (!thread.renew(page.messages)) {
+            begin(); // An earlier page that is still to come was before what is gone.
+            turnTo(page);
+        }
         const last = page.messages.at(-1);
         if (last?.status === 'streaming') room.onrunning(last);
         room.onnews(); // Not before that, which clears what is to be read aloud.
