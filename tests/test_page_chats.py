@@ -278,6 +278,19 @@ async def test_search_finds_as_one_types_and_an_answer_that_comes_late_is_not_sh
     await expect(page.get_by_role("link", name="Hi")).to_be_focused()
 
 
+async def test_new_chat_is_listed_and_called_by_its_title_whatever_was_searched_for(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    add_chat(rows, tenant, "A story", messages=2)
+    page = await open_page(await start_server(model=says("Hello")))
+    await page.get_by_role("searchbox", name="Search chats").fill("story")
+    await expect(page.locator("#live > p").last).to_have_text("1 chat found")
+    await say(page, "Hi")
+    await expect(page.get_by_role("heading", level=1)).to_have_text("Hi")
+    await expect(listed(page)).to_have_text(["Hi", "A story"])
+    await expect(page.get_by_role("searchbox", name="Search chats")).to_have_value("")
+
+
 async def test_rest_of_the_list_can_be_had_after_a_search_that_came_in_between(
     start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
 ) -> None:

@@ -129,9 +129,10 @@ const sidebar = (() => {
     /** Something was said in a chat: it goes to the top. A new one, the server tells about. */
     function touch(id) {
         const row = rows.get(id);
+        if (id !== current) search.value = ''; // A new one is listed, whatever was searched for.
         current = id;
         if (!row) {
-            load();
+            renew();
             return;
         }
         // The clock here may be behind the server's.
