@@ -44,6 +44,7 @@ const meter = (() => {
     function show(item, figures) {
         const line = item.querySelector('.figures');
         line.hidden = !figures?.words;
+        item.querySelector('.body').classList.toggle('measured', running.has(item) || !line.hidden);
         if (line.hidden) return;
         write(line, describe(figures));
         const { burst } = figures;
@@ -56,6 +57,7 @@ const meter = (() => {
     function begin(item, joined) {
         const recording = new Recording(joined);
         running.set(item, recording);
+        draw(item);
         return recording;
     }
 
