@@ -10,7 +10,7 @@
  *     inspector.oncut = (recording, awayMs) => …   // return whether there was a connection
  */
 const inspector = (() => {
-    const ROW_PX = 24; // as in inspector.css
+    const ROW_PX = 1.5 * parseFloat(getComputedStyle(document.documentElement).fontSize); // as in inspector.css
     const REDRAW_MS = 200;
     const REDRAW_SHARE = 20; // It takes at most one part in so many of the time.
     const SHOWN_CHARS = 300;
