@@ -560,6 +560,19 @@ async def test_edges_are_kept_where_the_colours_are_the_readers_own(
     assert await page.evaluate(edges, selectors) == []
 
 
+async def test_chats_are_within_reach_where_little_height_is_left(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    for number in range(9):
+        add_chat(rows, tenant, f"Chat {number}", messages=2)
+    # As of a window of 1280 by 1024 pixels that is magnified four times.
+    page = await open_page(await start_server(), viewport={"width": 320, "height": 256})
+    await page.get_by_role("button", name="Chats and settings").click()
+    await expect(page.get_by_role("link", name="Chat 4")).to_be_attached()
+    # Three of them.
+    assert await page.evaluate("document.querySelector('.chats').clientHeight") > 3 * 36
+
+
 async def test_nothing_moves_from_the_first_paint_to_the_end_of_a_reply(
     start_server: StartServer, open_page: OpenPage
 ) -> None:

@@ -32,7 +32,7 @@ const menu = (() => {
         // Beside the list, which scrolls and would cut it off; in the drawer where the list is there.
         const host = button.closest('nav');
         host.append(box);
-        place(box, button.getBoundingClientRect(), host.getBoundingClientRect());
+        place(box, button, host);
         button.setAttribute('aria-expanded', 'true');
         opened = { box, button };
         items[0].focus();
@@ -47,10 +47,12 @@ const menu = (() => {
     }
 
     /** Below the button, or above it where there is no room. */
-    function place(box, at, host) {
-        const below = at.bottom + box.offsetHeight < host.bottom;
-        box.style.top = `${(below ? at.bottom : at.top - box.offsetHeight) - host.top}px`;
-        box.style.right = `${host.right - at.right}px`;
+    function place(box, button, host) {
+        const at = button.getBoundingClientRect();
+        const { top, bottom, right } = host.getBoundingClientRect();
+        const below = at.bottom + box.offsetHeight < bottom;
+        box.style.top = `${(below ? at.bottom : at.top - box.offsetHeight) - top + host.scrollTop}px`;
+        box.style.right = `${right - at.right}px`;
     }
 
     function onKey(event) {
