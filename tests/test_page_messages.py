@@ -558,6 +558,8 @@ async def test_edges_are_kept_where_the_colours_are_the_readers_own(
     })"""
     selectors = [".user .text", "#composer", "#send", "#new-chat", "#search", "#chats a[aria-current=page]"]
     assert await page.evaluate(edges, selectors) == []
+    await expect(page.locator("#message")).to_be_focused()
+    await expect(page.locator("#composer")).to_have_css("outline-style", "solid")
 
 
 async def test_chats_are_within_reach_where_little_height_is_left(
