@@ -562,6 +562,23 @@ async def test_edges_are_kept_where_the_colours_are_the_readers_own(
     await expect(page.locator("#composer")).to_have_css("outline-style", "solid")
 
 
+async def test_chat_is_printed_to_its_end(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    server = await start_server()
+    chat_id = add_chat(rows, tenant, "Long", messages=50)
+    page = await open_page(server, url=f"{base(server)}/#{chat_id}")
+    await expect(page.locator("#messages > li")).to_have_count(50)
+    await page.emulate_media(media="print")
+    last = await page.locator("#messages > li").last.bounding_box()
+    assert last
+    # What is not within the document is on no sheet.
+    end = await page.evaluate("document.documentElement.scrollHeight")
+    assert await page.evaluate("innerHeight") < last["y"] + last["height"] <= end
+    for gone in ("navigation", "textbox", "button"):
+        await expect(page.get_by_role(gone)).to_have_count(0)
+
+
 async def test_chats_are_within_reach_where_little_height_is_left(
     start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
 ) -> None:
