@@ -982,6 +982,30 @@ async def test_two_windows_on_a_chat_both_show_the_whole_reply(
         assert await shown(replies(page)) == "one two three four"
 
 
+async def test_reply_that_another_window_reads_is_shown_to_who_asks_beside_it(
+    start_server: StartServer, open_page: OpenPage
+) -> None:
+    model = Gated(pieces=["one ", "two "])
+    server = await start_server(model=model)
+    first = await open_page(server)
+    await read_half(first, model)
+    await is_complete(replies(first))
+    second = await open_page(server, url=first.url, ignore=FAILED_REQUEST)
+    await expect(replies(second)).to_have_count(1)
+    await say(first, "Again")
+    model.go()
+    await expect(replies(first).last.locator(".text")).to_have_text("one ")
+    await say(second, "And I")
+    notice = second.locator("#notice").get_by_role("alert")
+    await expect(notice).to_contain_text("Another window reads a reply in this chat")
+    await notice.get_by_role("button", name="Show it").click()
+    await expect(replies(second).last.locator(".text")).to_have_text("one ")
+    # What was not sent is in the field.
+    await expect(second.get_by_role("textbox", name="Message")).to_have_value("And I")
+    model.go()
+    await is_complete(replies(second).last)
+
+
 async def test_reply_that_has_less_stored_than_was_read_keeps_what_was_read(
     start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
 ) -> None:

@@ -108,7 +108,7 @@ const turns = (() => {
             if (instead) {
                 question.remove();
                 putBack();
-                tellUnreplaced(error, message, retry, () => edit(instead.from, message));
+                tellUnasked(error, message, { Retry: retry, Edit: () => edit(instead.from, message) });
             } else {
                 tellUnsent(error, question, retry, message);
             }
@@ -123,22 +123,24 @@ const turns = (() => {
             question.remove();
             next();
         };
-        const change = { Edit: without(() => composer.takeBack(message)) };
-        const actions = isUnfit(error) ? change : { Retry: without(retry), ...change };
-        showNotice($('notice'), error, isGone(error) ? inNewChat(message) : actions);
+        tellUnasked(error, message, { Retry: without(retry), Edit: without(() => composer.takeBack(message)) });
     }
 
-    function tellUnreplaced(error, message, retry, change) {
-        // What is in the way, another try does not change; a message that was edited is a draft by then.
-        const actions = { 'Gone on': { 'Show it': () => room.onstale() } }[error.title] ?? { ...(!isUnfit(error) && { Retry: retry }), Edit: change };
-        showNotice($('notice'), error, isGone(error) ? inNewChat(message) : actions);
+    /** Tell why a message was not asked, and what can be done about it. It is a draft by then. */
+    function tellUnasked(error, message, { Retry, Edit }) {
+        const { title } = error;
+        const show = { 'Show it': () => room.onstale() };
+        // What is in the way, or is wrong with the message itself, another try does not change.
+        const actions = {
+            'Bad message': { Edit },
+            'Body too large': { Edit },
+            'Gone on': show,
+            'Reply running': { ...show, Retry, Edit }, // Its end may have come.
+        }[title] ?? { Retry, Edit };
+        // It was deleted, in another window.
+        const isGone = title === 'Not found' && past.chat !== null;
+        showNotice($('notice'), error, isGone ? inNewChat(message) : actions);
     }
-
-    /** Whether it is the message itself that the server will not have. */
-    const isUnfit = (error) => ['Bad message', 'Body too large'].includes(error.title);
-
-    /** Whether the chat was deleted, in another window. */
-    const isGone = (error) => error.title === 'Not found' && past.chat !== null;
 
     const inNewChat = (message) => ({
         'New chat': () => {
