@@ -278,6 +278,18 @@ async def test_search_finds_as_one_types_and_an_answer_that_comes_late_is_not_sh
     await expect(page.get_by_role("link", name="Hi")).to_be_focused()
 
 
+async def test_who_comes_back_sees_the_chats_of_other_windows(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    chat_id = add_chat(rows, tenant, "Old", messages=2)
+    page = await open_page(await start_server())
+    await expect(listed(page)).to_have_text(["Old"])
+    rows("update chats set title = 'Renamed' where id = %s", chat_id)
+    add_chat(rows, tenant, "New", messages=2)
+    await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    await expect(listed(page)).to_have_text(["New", "Renamed"])
+
+
 async def test_new_chat_is_listed_and_called_by_its_title_whatever_was_searched_for(
     start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
 ) -> None:

@@ -215,8 +215,11 @@ const sidebar = (() => {
     });
     wide.addEventListener('change', place);
     place();
-    // The days go on while nobody looks.
-    document.addEventListener('visibilitychange', arrange);
+    // The days go on while nobody looks, and other windows have their chats.
+    document.addEventListener('visibilitychange', () => {
+        arrange();
+        if (!document.hidden) load();
+    });
 
     return room;
 })();
