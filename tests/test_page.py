@@ -1327,6 +1327,29 @@ async def test_question_in_a_long_chat_and_its_reply_are_in_view(
         await expect(replies(page).last.locator(".status")).to_have_text("Stopped")
 
 
+async def test_text_that_is_selected_with_the_pointer_does_not_move_away_under_it(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    model = Gated("line\n\n" * 20)
+    page = await open_long_chat(start_server, open_page, rows, tenant, model, 1000)
+    await say(page, "Hi")
+    await grow(page, model, 20)
+    place = await replies(page).last.locator(".text").bounding_box()
+    assert place
+    await page.mouse.move(place["x"] + 5, 400)
+    await page.mouse.down()
+    await page.mouse.move(place["x"] + 20, 200, steps=2)
+    selected = await page.evaluate("[thread.scroller.scrollTop, getSelection().toString()]")
+    assert "line" in selected[1]
+    await grow(page, model, 40)
+    assert await page.evaluate("[thread.scroller.scrollTop, getSelection().toString()]") == selected
+    await page.mouse.up()
+    await page.get_by_role("button", name="Jump to latest").click()
+    await is_at_end(page)
+    await grow(page, model, 60)
+    await is_at_end(page)
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 async def test_reader_who_scrolls_up_is_left_there_until_they_are_back_at_the_end(
     start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant, width: int

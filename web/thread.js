@@ -40,10 +40,16 @@ const thread = (() => {
         if (!following) lastTop = scroller.scrollTop;
     });
     const growth = new ResizeObserver(() => {
-        if (following || belowPx() < AT_END_PX) follow(true);
+        if (following || belowPx() < AT_END_PX) follow(!isSelecting());
     });
     growth.observe(scroller);
     growth.observe($('thread'));
+
+    // Who selects text has the reader's eye on it, and the pointer: it is not to move away under that.
+    let pressed = false;
+    const isSelecting = () => pressed && !getSelection().isCollapsed;
+    messages.addEventListener('pointerdown', () => (pressed = true));
+    for (const end of ['pointerup', 'pointercancel']) addEventListener(end, () => (pressed = false));
 
     $('jump').addEventListener('click', () => {
         follow(true);
