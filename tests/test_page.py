@@ -676,6 +676,29 @@ async def test_server_that_does_not_answer_is_named(start_server: StartServer, o
     await expect(notice).to_contain_text("CORS_ORIGINS")
 
 
+async def test_chat_that_is_not_there_yet_says_so(
+    start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
+) -> None:
+    add_chat(rows, tenant, "Chat", messages=2)
+    page = await open_page(await start_server())
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        asked.set()
+        await answer.wait()
+        await route.continue_()
+
+    await intercept(page, "**/messages?*", hold)
+    await page.get_by_role("link", name="Chat").click()
+    await asked.wait()
+    # A second later it is seen.
+    content = "getComputedStyle($('messages'), '::before').content"
+    assert await page.evaluate(content) == '"Loading…"'
+    answer.set()
+    await expect(page.locator("#messages > li")).to_have_count(2)
+    assert await page.evaluate(content) == "none"
+
+
 async def test_history_that_does_not_come_is_told_and_can_be_retried(
     start_server: StartServer, open_page: OpenPage, rows: Rows, tenant: Tenant
 ) -> None:

@@ -52,12 +52,16 @@ const past = (() => {
     function begin() {
         visit.abort();
         visit = new AbortController();
+        setLoading(false);
         $('earlier-notice').replaceChildren();
     }
+
+    const setLoading = (wanted) => thread.messages.setAttribute('aria-busy', String(wanted));
 
     async function load() {
         const { signal } = visit;
         missed = null;
+        setLoading(true);
         try {
             const page = await fetchPage(signal);
             turnTo(page);
@@ -75,6 +79,8 @@ const past = (() => {
                 missed = error;
                 showNotice($('notice'), error, { Retry: () => (loaded = load()) });
             }
+        } finally {
+            if (!signal.aborted) setLoading(false);
         }
     }
 
