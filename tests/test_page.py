@@ -674,6 +674,7 @@ async def test_server_that_does_not_answer_is_named(start_server: StartServer, o
     notice = page.locator("#notice").get_by_role("alert")
     await expect(notice).to_contain_text(f"{NOWHERE} does not answer.")
     await expect(notice).to_contain_text("CORS_ORIGINS")
+    await expect(notice.get_by_role("button")).to_have_text(["Retry", "Edit", "Open settings"])
 
 
 async def test_chat_that_is_not_there_yet_says_so(

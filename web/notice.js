@@ -51,7 +51,9 @@ const showNotice = (() => {
     const OF_SETTINGS = ['Bad sim', 'Forbidden', 'Foreign host', 'Foreign origin', 'No connection', 'Not JSON', 'Not a stream', 'Unauthorized'];
 
     return (place, failure, actions = {}, title = TITLES[failure.title] ?? failure.title ?? 'Error') => {
-        const all = OF_SETTINGS.includes(failure.title) ? { 'Open settings': settings.open, ...actions } : actions;
+        const change = OF_SETTINGS.includes(failure.title) ? { 'Open settings': settings.open } : {};
+        // A server that does not answer is likelier to come back than to be another one.
+        const all = failure.title === 'No connection' ? { ...actions, ...change } : { ...change, ...actions };
         const told = [el('strong', {}, title), el('p', {}, MESSAGES[failure.title] ?? failure.message)];
         const buttons = Object.entries(all).map(button);
         place.replaceChildren(el('div', { className: 'notice', role: 'alert' }, ...told, ...buttons, details(failure)));
