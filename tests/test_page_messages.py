@@ -81,7 +81,7 @@ async def test_reply_is_regenerated_in_its_place(
     # What was stored before the page was loaded, too; and what follows only if one means it.
     await page.reload()
     again = replies(page).first.get_by_role("button", name="Regenerate")
-    await again.click()
+    await again.dblclick()
     await expect(again).to_have_attribute("data-said", "Once more, to replace what follows")
     await expect(texts(page)).to_have_count(4)
     # The button goes, and the focus that it had.

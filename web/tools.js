@@ -58,9 +58,10 @@ const tools = (() => {
         }
     }
 
-    list.addEventListener('click', ({ target }) => {
+    list.addEventListener('click', ({ target, detail: clicks }) => {
         const button = target.closest('.tools button');
-        if (button) on[button.dataset.kind](button.closest('li'), button);
+        // The second click of a double one is no answer to what the first has asked.
+        if (button && clicks < 2) on[button.dataset.kind](button.closest('li'), button);
     });
 
     return { row, on, say, copy, refresh };
