@@ -253,6 +253,56 @@ def test_recipe_for_a_provider_on_this_machine(tmp_path: Path) -> None:
     assert done["fullText"] == "".join(event["token"] for event in events) != ""
 
 
+def test_number_of_a_crashed_database_that_another_process_has_by_now_is_not_waited_for_or_killed(
+    start: Processes, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    with embedded.postgres(data):
+        noted = (data / "postmaster.pid").read_text().partition("\n")[2]
+    # Of the same user: PostgreSQL itself would take it for another PostgreSQL.
+    with subprocess.Popen(["sleep", "600"], user=data.stat().st_uid) as other:
+        try:
+            (data / "postmaster.pid").write_text(f"{other.pid}\n{noted}")
+            process = start(DATA_DIR=str(data))
+            process.listening()
+            process.popen.terminate()
+            assert process.end()[0] == 0
+            assert other.poll() is None
+        finally:
+            other.kill()
+
+
+def test_database_of_a_folder_that_was_made_anew_is_not_stopped_by_whoever_had_the_one_before(
+    start: Processes, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    first = start(DATA_DIR=str(data))
+    first.listening()
+    postmaster = psutil.Process(int((data / "postmaster.pid").read_text().split()[0]))
+    try:
+        data.rename(tmp_path / "before")
+        second = start(DATA_DIR=str(data))
+        base = second.listening()
+        first.popen.terminate()
+        assert first.end()[0] == 0
+        assert status_of(f"{base}/ready") == 200
+    finally:
+        postmaster.kill()
+    second.popen.terminate()
+    assert second.end()[0] == 0
+
+
+def test_folder_that_cannot_be_written_is_one_line(start: Processes, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / ".users").mkdir(parents=True)
+    (data / "PG_VERSION").write_text("18\n")
+    (data / ".whole").touch()
+    assert start(DATA_DIR=str(data)).end() == (
+        1,
+        f"llm-app: DATA_DIR is '{data}', which cannot be used: [Errno 21] Is a directory: '{data}/.users'\n",
+    )
+
+
 def test_failed_start_of_the_embedded_database_says_the_cause(start: Processes, tmp_path: Path) -> None:
     data = tmp_path / "data"
     with embedded.postgres(data):

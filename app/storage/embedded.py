@@ -52,9 +52,11 @@ def postgres(
 
 def leave(server: Server, users: TextIO, uncut: Callable[[], AbstractContextManager[None]]) -> None:
     """Stop it if nobody else uses it; meanwhile nobody can begin to."""
-    with uncut(), alone(server.data_dir), suppress(BlockingIOError):
+    with uncut(), alone(server.data_dir), suppress(BlockingIOError, FileNotFoundError):
         fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        server.stop()
+        # Where the folder was removed meanwhile and made anew, its database is another's.
+        if os.path.samestat(os.fstat(users.fileno()), (server.data_dir / USERS).stat()):
+            server.stop()
 
 
 def make_folder(data_dir: Path) -> None:
@@ -69,20 +71,25 @@ def make_folder(data_dir: Path) -> None:
 
 @contextmanager
 def alone(data_dir: Path) -> Iterator[None]:
-    """Keep others from starting and stopping it meanwhile. Waits for those who do."""
+    """Keep others from starting and stopping it meanwhile. Waits for those who do.
+
+    Raises:
+        StartError: it cannot be used, or what is done within raises an OSError.
+    """
     try:
         folder = os.open(data_dir, os.O_RDONLY)
-    except OSError as exc:
-        raise StartError(f"DATA_DIR is '{data_dir}', which cannot be read: {exc.strerror}") from None
-    try:
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("Waiting for another process to start or stop PostgreSQL", extra={"dataDir": str(data_dir)})
-            fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder)
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                extra = {"dataDir": str(data_dir)}
+                log.info("Waiting for another process to start or stop PostgreSQL", extra=extra)
+                fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
+    except OSError as exc:
+        raise StartError(f"DATA_DIR is '{data_dir}', which cannot be used: {exc}") from None
 
 
 def check_folder(data_dir: Path) -> None:

@@ -10,6 +10,7 @@ import shlex
 import signal
 import stat
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -30,6 +31,9 @@ PORT = 5432
 
 # Written once the first start is through. Without it, a folder holds half a database that will never start.
 WHOLE = ".whole"
+
+# Of the process that runs it: its number, its folder, and more.
+PID_FILE = "postmaster.pid"
 
 # PostgreSQL does not run as root: it is run as this user, who is made if need be.
 ACCOUNT = "pgserver"
@@ -109,6 +113,15 @@ def open_folders(path: Path, account: pwd.struct_passwd) -> None:
         log.warning("Other users may now pass through these folders, but not list them", extra=extra)
 
 
+def is_argument(folder: str, pid: int) -> bool:
+    """Whether the process was started with it.
+
+    After a crash, of the machine for example, another process may have the number: it would be waited for like a
+    PostgreSQL that does not answer, and then be killed.
+    """
+    return os.fsencode(folder) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+
+
 class Server:
     """PostgreSQL on a folder. What fails is a StartError."""
 
@@ -151,6 +164,8 @@ class Server:
         return self.url(DATABASE)
 
     def launch(self, parameters: Mapping[str, object]) -> None:
+        # Left by a crash. PostgreSQL would not start where another process of its user has the number by now.
+        (self.data_dir / PID_FILE).unlink(missing_ok=True)
         options = ["-h", "", "-p", str(PORT), "-k", str(self._new_socket_folder())]
         for name, value in (LOGGING | dict(parameters)).items():
             options += ["-c", f"{name}={value}"]
@@ -175,15 +190,18 @@ class Server:
     def pid(self) -> int | None:
         """Return the process that runs it, if any does."""
         try:
-            pid = int((self.data_dir / "postmaster.pid").read_text().split("\n")[0])
+            number, folder, *_ = (self.data_dir / PID_FILE).read_text().split("\n")
+            pid = int(number)
             os.kill(pid, 0)
+            if sys.platform == "linux" and not is_argument(folder, pid):
+                return None
         except (OSError, ValueError):
             # None, or by now another user's process has the number.
             return None
         return pid
 
     def socket_folder(self) -> Path:
-        return Path((self.data_dir / "postmaster.pid").read_text().split("\n")[4])
+        return Path((self.data_dir / PID_FILE).read_text().split("\n")[4])
 
     def url(self, database: str) -> str:
         return f"postgresql://postgres:@/{database}?host={quote(str(self.socket_folder()))}&port={PORT}"
