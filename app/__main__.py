@@ -31,7 +31,7 @@ from app.signals import Signals
 from app.storage.migrate import migrate
 from app.storage.room import fit
 from app.storage.store import DEMO_ORG_ID, DEMO_USER_ID
-from app.workers import CANNOT_START, Workers
+from app.workers import CANNOT_START, STOP_S, Workers
 
 # The seam: a model of your own, in place of the one that the setting names.
 OWN_MODEL: Model | None = None
@@ -40,7 +40,7 @@ OWN_MODEL: Model | None = None
 def main() -> None:
     fill_standard()
     signals = Signals()
-    lines = None
+    lines, code = None, 0
     try:
         settings = Settings.from_environ(os.environ)
         lines = logs.configure(settings.log_level)
@@ -51,7 +51,9 @@ def main() -> None:
         else:
             with listen(settings) as listener, database(settings, signals) as settings:
                 start(settings, listener, signals)
-        code = 0
+    except SystemExit:
+        # A signal, see `Signals`. It ends as below.
+        pass
     except StartError as exc:
         logs.say(f"llm-app: {exc}\n")
         code = CANNOT_START if sys.argv[1:] == ["worker"] else 1
@@ -59,7 +61,8 @@ def main() -> None:
         signals.ignore()
         if lines is not None:
             lines.finish()
-    # Not sys.exit, which waits for threads: one may hang for minutes, asking for an address.
+    # Not sys.exit, which gives signals back their power to kill, and waits for threads: one may hang for minutes,
+    # asking for an address.
     os._exit(code)
 
 
@@ -82,7 +85,8 @@ def run_workers(settings: Settings, listener: socket.socket, signals: Signals) -
     environ["DB_POOL_SIZE"] = str(settings.pool_size)
     # Only workers may share the port.
     listener.close()
-    workers = Workers([environ | metrics_port(settings, number) for number in range(settings.workers)])
+    environs = [environ | metrics_port(settings, number) for number in range(settings.workers)]
+    workers = Workers(environs, stop_s=settings.stop_delay_s + settings.shutdown_grace_s + STOP_S)
     signals.serving(workers.stop)
     workers.run()
 

@@ -38,6 +38,8 @@ class Signals:
         self._deferred = False
         self._received = False
         receive(self._receive)
+        # Where whoever starts this ignores it, children end unseen: it would be ignored here, too.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -57,9 +59,11 @@ class Signals:
             stop()
 
     def ignore(self) -> None:
-        """Take none any more: it ends. Python's own end would give them back their power to kill."""
-        for number in STOPS:
-            signal.signal(number, signal.SIG_IGN)
+        """Do nothing for any more: it ends.
+
+        Not SIG_IGN: of a signal that has come just before, Python would say with a traceback that it is ignored.
+        """
+        self._stop = lambda: None
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._received = True

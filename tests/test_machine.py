@@ -534,5 +534,114 @@ def test_server_that_waits_to_stop_is_not_ready_and_serves(
 def test_workers_that_cannot_start_end_with_their_cause(capfd: pytest.CaptureFixture[str]) -> None:
     environ = {"PATH": os.environ["PATH"], "PORT": "0", "DATABASE_URL": "postgresql://127.0.0.1:1/none"}
     with pytest.raises(StartError, match="a worker cannot start"):
-        Workers([environ] * 2).run()
+        Workers([environ] * 2, stop_s=10).run()
     assert "llm-app: the database of DATABASE_URL: " in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_signal_that_the_thread_of_the_logs_takes_is_a_stop(
+    start: Processes, postgres_url: str, workers: str
+) -> None:
+    process = start(DATABASE_URL=postgres_url, WORKERS=workers)
+    for _ in range(int(workers)):
+        process.listening()
+    [thread] = {thread.id for thread in psutil.Process(process.popen.pid).threads()} - {process.popen.pid}
+    # To this one first, as the kernel may where the process was stopped.
+    os.kill(thread, signal.SIGTERM)
+    assert process.end()[0] == 0
+
+
+IMPATIENT = """
+from app import __main__ as app
+app.STOP_S = 0.2
+app.main()
+"""
+
+
+def test_worker_that_is_frozen_does_not_hold_up_the_stop(start: Processes, postgres_url: str) -> None:
+    process = start("-c", IMPATIENT, DATABASE_URL=postgres_url, WORKERS="2", SHUTDOWN_GRACE_S="0.5")
+    for _ in range(2):
+        process.listening()
+    frozen, _ = workers_of(process)
+    frozen.suspend()
+    process.popen.terminate()
+    assert process.end()[0] == 0
+    assert has_ended(frozen)
+    [killed] = [line for line in process.lines if line["message"] == "Worker killed"]
+    assert killed["workerPid"] == frozen.pid
+
+
+CROWDED = """
+import subprocess
+from app.__main__ import main
+
+tries = 0
+
+class Popen(subprocess.Popen):
+    def __init__(self, *args, **named):
+        global tries
+        tries += 1
+        if tries in (3, 4):
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        super().__init__(*args, **named)
+
+subprocess.Popen = Popen
+main()
+"""
+
+
+def test_worker_that_the_machine_has_no_room_for_is_tried_again_and_the_others_go_on(
+    start: Processes, postgres_url: str
+) -> None:
+    process = start("-c", CROWDED, DATABASE_URL=postgres_url, WORKERS="2")
+    for _ in range(2):
+        process.listening()
+    killed, other = workers_of(process)
+    killed.kill()
+    for _ in range(2):
+        cause = process.wait_for("Worker not started")["cause"]
+        assert cause == "[Errno 11] Resource temporarily unavailable"
+    assert process.wait_for("Listening")["pid"] not in (killed.pid, other.pid)
+    assert other.is_running()
+    process.popen.terminate()
+    assert process.end()[0] == 0
+
+
+def test_worker_that_dies_is_seen_also_where_whoever_started_the_server_ignores_children(
+    start: Processes, postgres_url: str
+) -> None:
+    process = start(under=("env", "--ignore-signal=CHLD"), DATABASE_URL=postgres_url, WORKERS="2")
+    for _ in range(2):
+        process.listening()
+    victim, _ = workers_of(process)
+    victim.kill()
+    assert process.wait_for("Worker died", 10)["workerPid"] == victim.pid
+    process.popen.terminate()
+    assert process.end()[0] == 0
+
+
+# By a shell for which Python waits in C: it finds both signals afterwards.
+TWICE = """
+import os
+from app import __main__ as app
+app.migrate = lambda *args, **named: os.system("kill -HUP $PPID; kill -TERM $PPID")
+app.main()
+"""
+
+BUSY = """
+import os, signal, threading, time
+from app import __main__ as app
+
+def migrate(*args, **named):
+    threading.Thread(target=time.sleep, args=[60]).start()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+app.migrate = migrate
+app.main()
+"""
+
+
+@pytest.mark.parametrize("code", [TWICE, BUSY], ids=["two at once", "a thread is busy"])
+def test_signal_during_the_start_is_its_end(start: Processes, postgres_url: str, code: str) -> None:
+    process = start("-c", code, under=("env", "--default-signal=HUP"), DATABASE_URL=postgres_url)
+    assert process.end() == (0, "")
