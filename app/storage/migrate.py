@@ -10,6 +10,7 @@ from contextlib import closing
 import psycopg2
 import psycopg2.extensions
 import yoyo
+from psycopg2.errors import LockNotAvailable
 from yoyo import internalmigrations
 from yoyo.backends.core.postgresql import PostgresqlBackend
 from yoyo.connections import parse_uri
@@ -22,6 +23,11 @@ from app.storage.statements import SQL
 # Any 64-bit number of our own: held while migrating, so that of servers started at once one migrates.
 MIGRATION_LOCK = 7_310_579_421
 MIGRATION_WAIT_S = 60.0
+
+# A migration waits so long for a table, then lets others have it and tries again: those who want it meanwhile wait
+# behind the migration. And no signal is handled while libpq waits.
+TABLE_WAIT_MS = 500
+TRY_AGAIN_S = 0.1
 
 # How often two connections are looked at in turn: a pooler that is busy seldom gives them the same sessions again.
 LOOKS = 5
@@ -52,8 +58,7 @@ def migrate(url: str, *, timeout_s: float) -> None:
         backend = Backend(guard)
         try:
             migrations = yoyo.read_migrations(str(SQL / "schema"))
-            while apply_next(backend, migrations):
-                pass
+            apply_all(backend, migrations)
         except psycopg2.Error as exc:
             hint = "; may its user create tables?" if isinstance(exc, psycopg2.ProgrammingError) else ""
             raise StartError(f"the database cannot be migrated: {one_line(exc)}{hint}") from None
@@ -103,6 +108,20 @@ class Backend(PostgresqlBackend):  # type: ignore[misc]
         return self._given
 
 
+def apply_all(backend: Backend, migrations: yoyo.migrations.MigrationList) -> None:
+    deadline_s = time.monotonic() + MIGRATION_WAIT_S
+    while True:
+        try:
+            if not apply_next(backend, migrations):
+                return
+        except LockNotAvailable:
+            if time.monotonic() > deadline_s:
+                raise StartError(
+                    f"the database cannot be migrated: others have had a table locked for {MIGRATION_WAIT_S:g} s"
+                ) from None
+            time.sleep(TRY_AGAIN_S)
+
+
 def apply_next(backend: Backend, migrations: yoyo.migrations.MigrationList) -> bool:
     """Apply the first migration that is missing, in one transaction with the note that it is done.
 
@@ -111,6 +130,7 @@ def apply_next(backend: Backend, migrations: yoyo.migrations.MigrationList) -> b
     with backend.transaction():
         # It ends with the transaction, however that ends, also where a pooler gives the session to others.
         wait_for_lock(backend)
+        backend.execute(f"set local lock_timeout = {TABLE_WAIT_MS}")
         if internalmigrations.needs_upgrading(backend):
             internalmigrations.upgrade(backend)
         for migration in backend.to_apply(migrations):
@@ -128,4 +148,4 @@ def wait_for_lock(backend: Backend) -> None:
     while not backend.execute(f"select pg_try_advisory_xact_lock({MIGRATION_LOCK})").fetchone()[0]:
         if time.monotonic() > deadline_s:
             raise StartError(f"another server has been migrating for {MIGRATION_WAIT_S:g} s")
-        time.sleep(0.1)
+        time.sleep(TRY_AGAIN_S)
