@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import closing, suppress
 from typing import Any
@@ -272,6 +273,22 @@ async def test_text_is_sent_as_utf_8_whatever_the_role_and_the_url_say(place: st
     async with connection, connection.cursor() as cursor:
         await cursor.execute("select %s, octet_length(%s)", ("é🙂", "é🙂"))
         assert await cursor.fetchall() == [("é🙂", 6)]
+
+
+def test_refusal_in_another_encoding_is_legible() -> None:
+    said = b"SFATAL\0C28000\0MPasswort f\xfcr u falsch\0\0"
+
+    def refuse(listener: socket.socket) -> None:
+        client, _ = listener.accept()
+        with client:
+            client.recv(1000)
+            client.sendall(b"E" + (4 + len(said)).to_bytes(4, "big") + said)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=refuse, args=[listener], daemon=True).start()
+        url = "postgresql://u@{}:{}/x?sslmode=disable&gssencmode=disable".format(*listener.getsockname())
+        with pytest.raises(psycopg2.OperationalError, match="FATAL:  Passwort f\N{REPLACEMENT CHARACTER}r u"):
+            connect.connect_blocking(url, 5)
 
 
 def test_migration_finds_the_folder_of_a_unix_socket(postgres: OwnPostgres, place: str) -> None:

@@ -68,7 +68,11 @@ def connect_blocking(url: str, timeout_s: float) -> psycopg2.extensions.connecti
     options: dict[str, Any] = parameters(url)
     # Of seconds, and two are libpq's least.
     options["connect_timeout"] = max(2, int(timeout_s))
-    connection: psycopg2.extensions.connection = psycopg2.connect(**options)
+    try:
+        connection: psycopg2.extensions.connection = psycopg2.connect(**options)
+    except UnicodeDecodeError as exc:
+        # What refuses it does so in an encoding of its own.
+        raise psycopg2.OperationalError(exc.object.decode(errors="replace")) from None
     return connection
 
 
