@@ -1673,17 +1673,20 @@ async def test_burst_is_many_tokens_at_once_after_a_silence_and_most_of_the_repl
         # A heartbeat is a sign of life.
         ([(200, 0), (400, 0), (600, 9)], ""),
     ):
-        said = await page.evaluate(
+        early, said = await page.evaluate(
             """(reads) => {
                 const item = thread.messageItem({ role: 'assistant', content: '' });
                 const recording = meter.begin(item);
                 const word = { id: '', data: '', words: 1 };
                 for (const [at, words] of reads) recording.read(recording.sentAt + at, 9, Array(words).fill(word));
                 meter.draw(item);
-                return item.querySelector('.burst').textContent;
+                const early = item.querySelector('.burst').textContent;
+                meter.keep(item);
+                return [early, item.querySelector('.burst').textContent];
             }""",
             reads,
         )
+        assert early == "", reads
         assert said.startswith(expected), reads
         assert bool(said) == bool(expected), reads
 

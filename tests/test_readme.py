@@ -116,7 +116,7 @@ def sim_lines() -> tuple[str, list[str]]:
 # What curl shows, by the knob that a line begins with: of the body, or of what follows it.
 SEEN: dict[str, Callable[[str], bool]] = {
     "fail": lambda out: out.count('"token"') == 9 and '"error":"Stream failed"' in out,
-    "endless": lambda out: out.endswith("\ncurl: 28\n") and out.count('"token"') > 50,
+    "endless": lambda out: out.endswith("\ncurl: 28\n") and '"done":true' not in out and '"token"' in out,
     "status": lambda out: bool(re.match(r"HTTP/1.1 (429|529) ", out)),
     "fin": lambda out: out.endswith("\n\ncurl: 18\n") and out.count('"token"') == 5,
     "rst": lambda out: out.endswith("\n\ncurl: 56\n") and out.count('"token"') == 5,

@@ -47,7 +47,8 @@ const meter = (() => {
         item.querySelector('.body').classList.toggle('measured', running.has(item) || !line.hidden);
         if (line.hidden) return;
         write(line, describe(figures));
-        const { burst } = figures;
+        // Once it is over: what is to come may belie it, and would push it on.
+        const burst = recordingOf(item)?.over !== false && figures.burst;
         write(item.querySelector('.burst'), burst
             ? `${burst.words} words arrived at once after ${inMs(burst.silenceMs)} of silence: ` +
               'something between you and the server, likely a proxy, is buffering.'
