@@ -56,7 +56,7 @@ class Question(NamedTuple):
         if self.replaces is not None:
             asked += [self.replaces, str(self.last)]
         if self.sim is not None:
-            asked.append({"sim": str(self.sim)})
+            asked.append({"sim": self.sim.spelled})
         return hashlib.sha256(json.dumps(asked).encode()).digest()
 
 

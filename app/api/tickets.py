@@ -28,7 +28,7 @@ LIFETIME_S = 300.0
 
 # Its org's id, by which it is found as all else is, and 24 random bytes; after a dot what its question asks of the
 # simulator, which its hash keeps as it is.
-TICKET = re.compile(r"([0-9a-f]{32})[A-Za-z0-9_-]{32}(?:\.([A-Za-z0-9_-]{1,600}))?", re.ASCII)
+TICKET = re.compile(r"([0-9a-f]{32})[A-Za-z0-9_-]{32}(?:\.([A-Za-z0-9_-]{1,667}))?", re.ASCII)
 
 
 class Ticket(NamedTuple):
@@ -81,7 +81,7 @@ async def find(request: web.Request, ticket: str) -> Ticket:
 def packed(knobs: Knobs | None) -> str:
     if knobs is None:
         return ""
-    return "." + base64.urlsafe_b64encode(str(knobs).encode("ascii")).decode("ascii").rstrip("=")
+    return "." + base64.urlsafe_b64encode(knobs.spelled.encode("ascii")).decode("ascii").rstrip("=")
 
 
 def digest(ticket: str) -> bytes:

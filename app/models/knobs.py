@@ -1,6 +1,6 @@
 """What one question may ask of the simulator: its pace, its text, and how its stream is to break. Pure.
 
-A string of knobs, as in `ttft=2s fin@30`, becomes `Knobs`; `str` of them is such a string again.
+A string of knobs is as in `ttft=2s fin@30`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ NUMBER = r"([0-9]{1,9})"
 DURATION = r"([0-9]{1,9}(?:\.[0-9]{1,3})?)(ms|s)"
 TIMES = r"(?:\*([0-9]{1,9}))?"
 
-# Durations are whole microseconds, so that they are the same after they were printed.
-UNIT_US = {"ms": 1_000, "s": 1_000_000}
+PER_S = {"ms": 1000, "s": 1}
 
 
 class BadKnobs(ValueError):
@@ -66,12 +65,11 @@ class Fault(NamedTuple):
     times: int
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
-    # Of what follows the knob's name: a regular expression, what it means, and how that is printed.
+class Form(NamedTuple):
+    # Of what follows the knob's name: a regular expression, and what it means.
     shape: str
     read: Callable[..., Any]
-    write: Callable[[Any], str]
+    # An example.
     shown: str
 
 
@@ -86,80 +84,55 @@ def _whole(digits: str, low: int, high: int) -> int:
 
 
 def _seconds(number: str, unit: str, high_s: float = WAIT_LIMIT_S) -> float:
-    return _within(0, round(float(number) * UNIT_US[unit]) / 1e6, high_s, " seconds")
-
-
-def _milliseconds(value_s: float) -> str:
-    return f"{round(value_s * 1e6) / 1e3:.3f}".rstrip("0").rstrip(".")
+    return _within(0, float(number) / PER_S[unit], high_s, " seconds")
 
 
 def _times(digits: str | None) -> int:
     return 1 if digits is None else _whole(digits, 1, TIMES_LIMIT)
 
 
-def _starred(times: int | None, default: int | None = 1) -> str:
-    return "" if times == default else f"*{times}"
-
-
 def _duration(high_s: float, shown: str) -> Form:
-    return Form(
-        "=" + DURATION,
-        lambda number, unit: _seconds(number, unit, high_s),
-        lambda value_s: f"={_milliseconds(value_s)}ms",
-        shown,
-    )
+    return Form("=" + DURATION, lambda number, unit: _seconds(number, unit, high_s), shown)
 
 
 def _number(sign: str, low: int, high: int, shown: str) -> Form:
-    return Form(sign + NUMBER, lambda digits: _whole(digits, low, high), lambda number: f"{sign}{number}", shown)
+    return Form(sign + NUMBER, lambda digits: _whole(digits, low, high), shown)
 
 
 def _text(shape: str, shown: str) -> Form:
-    return Form(f"=({shape})", str, lambda value: f"={value}", shown)
+    return Form(f"=({shape})", str, shown)
 
 
 def _fault(low: int, shown: str) -> Form:
     return Form(
         "@" + NUMBER + TIMES,
         lambda digits, times: Fault(_whole(digits, low, NUMBER_LIMIT), _times(times)),
-        lambda fault: f"@{fault.at}{_starred(fault.times)}",
         shown,
     )
 
 
 def _switch(name: str) -> Form:
-    return Form("", lambda: True, lambda value: "", name)
+    return Form("", lambda: True, name)
 
 
-def _read_gap(*given: str | None) -> Uniform | Lognormal:
+def _read_gap(*given: Any) -> Uniform | Lognormal:
     least, most, unit, median, median_unit, sigma = given
-    if median is not None and median_unit is not None and sigma is not None:
+    if median is not None:
         return Lognormal(_seconds(median, median_unit, GAP_LIMIT_S), _within(0, float(sigma), SIGMA_LIMIT))
-    assert least is not None
-    assert unit is not None
     least_s = _seconds(least, unit, GAP_LIMIT_S)
     most_s = least_s if most is None else _seconds(most, unit, GAP_LIMIT_S)
     return Uniform(least_s, _within(least_s, most_s, GAP_LIMIT_S, " seconds"))
-
-
-def _write_gap(gap: Uniform | Lognormal) -> str:
-    if isinstance(gap, Lognormal):
-        return f"=lognormal:{_milliseconds(gap.median_s)}ms:{gap.sigma}"
-    range_ms = [_milliseconds(value_s) for value_s in dict.fromkeys(gap)]
-    return f"={'-'.join(range_ms)}ms"
 
 
 GAP = Form(
     r"=(?:([0-9]{1,9}(?:\.[0-9]{1,3})?)(?:-([0-9]{1,9}(?:\.[0-9]{1,3})?))?(ms|s)"
     rf"|lognormal:{DURATION}:([0-9](?:\.[0-9]{{1,3}})?))",
     _read_gap,
-    _write_gap,
     "gap=20ms, gap=10-30ms or gap=lognormal:40ms:0.8",
 )
 STALL = Form(
     f"@{NUMBER}={DURATION}",
     lambda after, number, unit: Stall(_whole(after, 0, NUMBER_LIMIT), _seconds(number, unit)),
-    lambda stall: f"@{stall.after}={_milliseconds(stall.pause_s)}ms",
     "stall@20=10s",
 )
 STATUS = Form(
@@ -169,23 +142,12 @@ STATUS = Form(
         None if number is None else _seconds(number, unit),
         None if times is None else _times(times),
     ),
-    lambda refusal: (
-        f"={refusal.status}"
-        + ("" if refusal.retry_after_s is None else f":{_milliseconds(refusal.retry_after_s)}ms")
-        + _starred(refusal.times, None)
-    ),
     "status=429:2s*2",
 )
-CUT = Form(
-    f"@done{TIMES}",
-    lambda times: Fault(0, _times(times)),
-    lambda fault: f"@done{_starred(fault.times)}",
-    "cut@done",
-)
+CUT = Form(f"@done{TIMES}", lambda times: Fault(0, _times(times)), "cut@done")
 BIG = Form(
     rf"=([0-9]{{1,9}})(k?){TIMES}",
     lambda size, k, times: Fault(_whole(str(int(size) * (1024 if k else 1)), 1, EVENT_LIMIT_BYTES), _times(times)),
-    lambda fault: f"={fault.at}{_starred(fault.times)}",
     "big=64k",
 )
 
@@ -197,6 +159,9 @@ def _knob(form: Form) -> Any:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Knobs:
     """None: as the settings say, or not at all."""
+
+    # The string that names them. It is part of the question, and goes with its ticket.
+    spelled: str = field(default="", compare=False)
 
     # Of the model: when its words come, and which. `stall` and `fail` are after so many words.
     ttft: float | None = _knob(_duration(WAIT_LIMIT_S, "ttft=2s"))
@@ -228,10 +193,6 @@ class Knobs:
     bom: bool | None = _knob(_switch("bom"))
     noise: bool | None = _knob(_switch("noise"))
 
-    def __str__(self) -> str:
-        given = {knob.name: getattr(self, knob.name) for knob in fields(self)}
-        return " ".join(name + FORMS[name].write(value) for name, value in given.items() if value is not None)
-
     @property
     def of_the_model(self) -> list[str]:
         """The names of those that a model takes."""
@@ -243,7 +204,7 @@ class Knobs:
         return [name for name in WIRE if getattr(self, name) is not None]
 
 
-FORMS: dict[str, Form] = {knob.name: knob.metadata["form"] for knob in fields(Knobs)}
+FORMS: dict[str, Form] = {knob.name: knob.metadata["form"] for knob in fields(Knobs) if knob.metadata}
 WIRE = ("fin", "rst", "hang", "cut", "dup", "big", "chop", "burst", "utf8", "crlf", "bom", "noise")
 EXPECTED = ", ".join([*(form.shown for form in FORMS.values()), f"as={'|'.join(PROFILES)}"])
 
@@ -262,7 +223,7 @@ def parse(sim: str) -> Knobs:
         if name in given or {name, *given} >= {"words", "endless"}:
             raise BadKnobs(f"sim has {word[:40]!r} beside another of its kind, expected one of them.")
         given[name] = value
-    return Knobs(**given)
+    return Knobs(spelled=" ".join(sim.split()), **given)
 
 
 def _parse_knob(word: str) -> tuple[str, Any]:
