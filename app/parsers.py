@@ -20,6 +20,15 @@ PROVIDERS = ("anthropic", "openai")
 RESERVED = frozenset({"model", "messages", "system", "stream", "max_tokens", "max_completion_tokens", "n"})
 
 
+def matching(pattern: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError
+        return value
+
+    return parse
+
+
 def whole(low: int, high: int = MAX_INT) -> tuple[Callable[[str], int], str]:
     def parse(value: str) -> int:
         if not re.fullmatch(r"[0-9]{1,10}", value) or not low <= int(value) <= high:
@@ -56,28 +65,17 @@ def switch(value: str) -> bool:
     return {"0": False, "1": True}[value]
 
 
-def host(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9.:_-]+", value):
-        raise ValueError
-    return value
-
-
-def database_url(value: str) -> str:
-    # Stricter than libpq, whose messages show what it takes for a host: the rest of a password with an @ or a /.
-    if not re.fullmatch(r"postgres(ql)?://([^@/?]*@)?[^@/?]*(/[^@/?]*)?(\?[^@]*)?", value):
-        raise ValueError
-    return value
+host = matching(r"[A-Za-z0-9.:_-]+")
+# Stricter than libpq, whose messages show what it takes for a host: the rest of a password with an @ or a /.
+database_url = matching(r"postgres(ql)?://([^@/?]*@)?[^@/?]*(/[^@/?]*)?(\?[^@]*)?")
+http_url = matching(r"https?://[^\s/?#]+[^\s#]*")
+model = matching(rf"sim|({'|'.join(PROVIDERS)}):\S+")
+key = matching("[!-~]+")
 
 
 def secret(value: str) -> str:
     # RFC 7518, 3.2: a key for HS256 has at least the size of the hash.
     if len(value.encode()) < 32:
-        raise ValueError
-    return value
-
-
-def http_url(value: str) -> str:
-    if not re.fullmatch(r"https?://[^\s/?#]+[^\s#]*", value):
         raise ValueError
     return value
 
@@ -96,16 +94,8 @@ def milliseconds_range(value: str) -> tuple[float, float]:
     return low, high
 
 
-def model(value: str) -> str:
-    if value != "sim" and not re.fullmatch(rf"({'|'.join(PROVIDERS)}):\S+", value):
-        raise ValueError
-    return value
-
-
 def base_url(value: str) -> str:
-    if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", value):
-        raise ValueError
-    return value.rstrip("/")
+    return matching(r"https?://[^\s/?#@]+(/[^\s?#]*)?")(value).rstrip("/")
 
 
 class Price(NamedTuple):
@@ -124,12 +114,6 @@ def price(value: str) -> Price:
     if not match:
         raise ValueError
     return Price(Decimal(match[1]), Decimal(match[2]))
-
-
-def key(value: str) -> str:
-    if not re.fullmatch("[!-~]+", value):
-        raise ValueError
-    return value
 
 
 def text_or_file(value: str) -> str:
