@@ -8,6 +8,7 @@ import logging
 import secrets
 import socket
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from functools import partial
 
 from aiohttp import web
@@ -105,34 +106,20 @@ def create_app(settings: Settings, *, model: Model | None = None) -> web.Applica
     app[STOP] = asyncio.Event()
     app[IDENTIFY] = check_tokens(app, settings) if settings.checks_tokens else from_headers
     app[site.MODEL_NAME] = (settings.model_name or settings.model) if model is None else None
-    if model is not None:
-        app[MODEL] = model
-    else:
-        app.cleanup_ctx.append(keep_model)
-    app.cleanup_ctx.extend([keep_simulator, time_model, keep_database, keep_turns, keep_metrics])
+    app.cleanup_ctx.extend([partial(keep_model, given=model), keep_database, keep_turns, keep_metrics])
     app.on_response_prepare.append(sign)
     app.on_shutdown.append(drain)
     return app
 
 
-async def keep_model(app: web.Application) -> AsyncIterator[None]:
-    """Keep the model of the settings, until the last turn has ended."""
-    async with chosen(app[SETTINGS]) as app[MODEL]:
+async def keep_model(app: web.Application, *, given: Model | None) -> AsyncIterator[None]:
+    """Keep the model, the one of the settings unless one is given, until the last turn has ended."""
+    settings = app[SETTINGS]
+    async with chosen(settings) if given is None else nullcontext(given) as model:
+        app[SIMULATOR] = Simulator(settings, is_heard=isinstance(model, Simulated))
+        app[TIMINGS] = Timings()
+        app[MODEL] = model if settings.metrics_port is None else timed(model, app[TIMINGS])
         yield
-
-
-async def keep_simulator(app: web.Application) -> AsyncIterator[None]:
-    """Keep in mind what questions ask of the simulated model, and for their streams."""
-    app[SIMULATOR] = Simulator(app[SETTINGS], is_heard=isinstance(app[MODEL], Simulated))
-    yield
-
-
-async def time_model(app: web.Application) -> AsyncIterator[None]:
-    """Where there are metrics, note how long the model takes."""
-    app[TIMINGS] = timings = Timings()
-    if app[SETTINGS].metrics_port is not None:
-        app[MODEL] = timed(app[MODEL], timings)
-    yield
 
 
 async def keep_database(app: web.Application) -> AsyncIterator[None]:
