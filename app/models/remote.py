@@ -6,8 +6,8 @@ import asyncio
 import json
 import logging
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import suppress
 from io import BytesIO
 from typing import Any, Protocol
 
@@ -231,14 +231,12 @@ async def read_error(response: aiohttp.ClientResponse) -> Any:
     return (error_in(said) or said) if isinstance(said, dict) else said
 
 
-@asynccontextmanager
-async def connections() -> AsyncIterator[aiohttp.ClientSession]:
-    """Keep connections to a provider, as many as there are replies."""
-    async with aiohttp.ClientSession(
+def connections() -> aiohttp.ClientSession:
+    """Return what keeps connections to a provider, as many as there are replies."""
+    return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0),
         timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_S),
         cookie_jar=aiohttp.DummyCookieJar(),
         # Compressed, pieces would wait for each other.
         headers={"Accept-Encoding": "identity"},
-    ) as session:
-        yield session
+    )
