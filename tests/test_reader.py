@@ -436,10 +436,10 @@ class TestWholeReader:
 
 class TestReaders:
     async def test_reader_is_detached_whatever_ends_the_reading(self) -> None:
-        readers, reply = Readers(Settings()), new_reply()
+        readers, reply, client = Readers(Settings()), new_reply(), Client(Connection().request)
 
         def fail() -> None:
-            with readers.reading(CALLER, Client(Connection().request)) as client:
+            with readers.reading(CALLER, client):
                 client.attach(reply)
                 assert reply.readers == [client]
                 raise ZeroDivisionError

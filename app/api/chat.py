@@ -53,7 +53,8 @@ async def send(request: web.Request) -> web.Response:
     key = read_key(request)
     # With a key its client may come back and ask again, so that its leaving is no reason to stop.
     window_s = 0.0 if key is None else None
-    with request.app[READERS].reading(request[CALLER], WholeReader(request)) as reader:
+    reader = WholeReader(request)
+    with request.app[READERS].reading(request[CALLER], reader):
         reply = await ask(request, reader, question, key, window_s)
         over = await reader.read(reply)
     if over == "gone":

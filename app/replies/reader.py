@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import AnyStr, Literal, TypeVar
+from typing import AnyStr, Literal
 
 from aiohttp import web
 
@@ -186,9 +186,6 @@ class EventReader(Client):
         return last_event(reply, ended, numbered=self._numbered, full_text=self._full_text)
 
 
-AnyClient = TypeVar("AnyClient", bound=Client)
-
-
 class Readers:
     """The clients who read, each until they have the last event."""
 
@@ -203,7 +200,7 @@ class Readers:
         return len(self._clients)
 
     @contextmanager
-    def reading(self, caller: Caller, client: AnyClient) -> Iterator[AnyClient]:
+    def reading(self, caller: Caller, client: Client) -> Iterator[None]:
         """Look after a client; in the end it is detached from what it was attached to.
 
         Raises:
@@ -216,7 +213,7 @@ class Readers:
         self._count[caller] += 1
         self._clients.add(client)
         try:
-            yield client
+            yield
         finally:
             self._clients.discard(client)
             self._count[caller] -= 1
