@@ -48,10 +48,8 @@ async def issue(request: web.Request) -> web.Response:
     issued = await request.app[STORE].ticket_issue(
         **caller._asdict(),
         hash=digest(ticket),
+        **question.place(),
         message=question.message,
-        chat_id=question.chat_id,
-        replaces=question.replaces,
-        last=question.last,
     )
     if not issued:
         refuse_caller()
