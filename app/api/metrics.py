@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TypeVar, get_args
 
@@ -48,62 +49,53 @@ Values = TypeVar("Values", bound=tuple[str, ...])
 SHUTDOWN_TIMEOUT_S = 0.1
 
 
+@dataclass(eq=False)
 class Metrics(Collector):
-    def __init__(
-        self,
-        turns: Turns,
-        mirrors: Mirrors,
-        readers: Readers,
-        guard: Guard,
-        limits: Limits,
-        database: Database,
-        timings: Timings,
-    ) -> None:
-        self._turns = turns
-        self._mirrors = mirrors
-        self._readers = readers
-        self._guard = guard
-        self._limits = limits
-        self._database = database
-        self._timings = timings
-        self._responses: Counter[tuple[str, str, str]] = Counter()
+    turns: Turns
+    mirrors: Mirrors
+    readers: Readers
+    guard: Guard
+    limits: Limits
+    database: Database
+    timings: Timings
+    responses: Counter[tuple[str, str, str]] = field(default_factory=Counter)
 
     async def note(self, request: web.Request, response: web.StreamResponse) -> None:
         """Count a response by the names of its route: those that clients make up are without number."""
         route = request.match_info.route
         path = route.resource.canonical if route.resource is not None else ""
-        self._responses[route.method, path, str(response.status)] += 1
+        self.responses[route.method, path, str(response.status)] += 1
 
     def collect(self) -> Iterator[Metric]:
         """Yield what there is, in one step of the event loop: nothing changes meanwhile."""
         yield from self._gauges()
-        statuses = {(status,): self._turns.ended[status] for status in get_args(FinalStatus)}
+        statuses = {(status,): self.turns.ended[status] for status in get_args(FinalStatus)}
         yield counter("chat_turns", "Turns of this process, by how they have ended", ["status"], statuses)
         what = "Replies of dead servers that this process has closed as interrupted"
-        yield counter("chat_turns_abandoned", what, [], {(): self._guard.closed})
-        short = self._limits.over_budget
+        yield counter("chat_turns_abandoned", what, [], {(): self.guard.closed})
+        short = self.limits.over_budget
         refusals = {("used",): short["used"], ("reserved",): short["reserved"]}
         yield counter("chat_budget_refusals", "Questions that budgets left too little for", ["reason"], refusals)
-        errors = {(name,): self._database.unanswered[name] for name in self._database.statements}
+        errors = {(name,): self.database.unanswered[name] for name in self.database.statements}
         yield counter("chat_database_errors", "Statements that were not answered", ["statement"], errors)
         what = "Responses, by the route that took the request"
-        yield counter("chat_http_responses", what, ["method", "route", "status"], self._responses)
+        yield counter("chat_http_responses", what, ["method", "route", "status"], self.responses)
         what = "From asking the model of a stream to its first piece"
-        yield histogram("chat_first_piece_seconds", what, self._timings.first)
+        yield histogram("chat_first_piece_seconds", what, self.timings.first)
         what = "From one piece of a model to the next, without what it was held for"
-        yield histogram("chat_piece_gap_seconds", what, self._timings.gaps)
+        yield histogram("chat_piece_gap_seconds", what, self.timings.gaps)
 
     def _gauges(self) -> Iterator[Metric]:
-        replies = self._turns.replies
+        replies = self.turns.replies
         running = [reply for reply in replies if reply.state is RUNNING]
         unread = sum(not reply.readers for reply in running)
         for name, what, value in (
             ("chat_replies_running", "Replies that run in this process", len(running)),
             ("chat_replies_unread", "Those of them that nobody reads", unread),
-            ("chat_replies_elsewhere", "Replies read here that run in another process", self._mirrors.count),
-            ("chat_readers", "Open streams, and POST /chat that wait", self._readers.count),
+            ("chat_replies_elsewhere", "Replies read here that run in another process", self.mirrors.count),
+            ("chat_readers", "Open streams, and POST /chat that wait", self.readers.count),
             ("chat_saves_owed", "Ends of replies that are not stored yet", len(replies) - len(running)),
-            ("chat_database_connections", "Connections in use", self._database.connections_in_use),
+            ("chat_database_connections", "Connections in use", self.database.connections_in_use),
         ):
             yield GaugeMetricFamily(name, what, value=value)
 
