@@ -6,8 +6,7 @@ import asyncio
 import codecs
 import json
 import logging
-from collections import deque
-from typing import Literal, get_args
+from collections import Counter, deque
 
 from aiohttp import web
 
@@ -28,9 +27,6 @@ SMALL_PACKETS = 100_000
 # A comment, a field that is none, one without a value, a block that holds no more than that.
 NOISE = b": noise\nnoise: noise\nnoise\n\n"
 
-Name = Literal["fin", "rst", "hang", "cut", "dup", "big"]
-FAULTS: tuple[Name, ...] = get_args(Name)
-
 encode_raw_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
@@ -39,14 +35,14 @@ class Faults:
 
     def __init__(self, knobs: Knobs) -> None:
         self.knobs = knobs
-        faults: dict[str, Fault | None] = {name: getattr(knobs, name) for name in FAULTS}
-        self._left = {name: fault.times for name, fault in faults.items() if fault is not None}
+        self._happened: Counter[str] = Counter()
 
-    def take(self, name: Name) -> bool:
-        """Return whether it is to happen once more, which it then has."""
-        if not self._left.get(name):
+    def take(self, name: str, at: int | None = None) -> bool:
+        """Return whether it is to happen once more, and at this event if one is given; it then has."""
+        fault: Fault | None = getattr(self.knobs, name)
+        if fault is None or at not in (None, fault.at) or self._happened[name] == fault.times:
             return False
-        self._left[name] -= 1
+        self._happened[name] += 1
         log.info("Stream broken on purpose", extra={"fault": name})
         return True
 
@@ -120,7 +116,7 @@ class FaultyStream(EventStream):
             # Blanks after JSON are part of it.
             shaped = shaped.ljust(knobs.big.at - 2)
         shaped += b"\n\n"
-        if knobs.dup and knobs.dup.at == self._events_sent + 1 and self._faults.take("dup"):
+        if self._faults.take("dup", self._events_sent + 1):
             shaped += shaped
         if knobs.noise:
             # The id of the event before: with the one to come, a client that is cut off here would miss its event.
@@ -142,16 +138,15 @@ class FaultyStream(EventStream):
         Raises:
             ClientGone: nothing more is to be sent.
         """
-        knobs = self._knobs
-        if knobs.fin and knobs.fin.at == self._events_sent and self._faults.take("fin"):
+        if self._faults.take("fin", self._events_sent):
             await super().drain()
             self._open_transport().close()
             raise ClientGone
-        if knobs.rst and knobs.rst.at == self._events_sent and self._faults.take("rst"):
+        if self._faults.take("rst", self._events_sent):
             await super().drain()
             reset(self._open_transport())
             raise ClientGone
-        if knobs.hang and knobs.hang.at == self._events_sent and self._faults.take("hang"):
+        if self._faults.take("hang", self._events_sent):
             await super().drain()
             await self._keep_silent(HANG_S)
             self._open_transport().abort()
