@@ -100,12 +100,7 @@ class Simulator:
     def break_stream(self, request: web.Request, reader: EventReader, reply_id: str) -> None:
         faults = self._faults.get(reply_id)
         if faults is not None:
-            reader.stream = FaultyStream(
-                request,
-                faults,
-                write_timeout_s=self._settings.write_timeout_s,
-                heartbeat_s=self._settings.heartbeat_s,
-            )
+            reader.stream = FaultyStream(request, self._settings, faults)
 
 
 SIMULATOR: web.AppKey[Simulator] = web.AppKey("simulator", Simulator)

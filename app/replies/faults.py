@@ -12,6 +12,7 @@ from aiohttp import web
 
 from app.models.knobs import Fault, Knobs
 from app.replies.sse import PING, ClientGone, EventStream, decode_chunk, encode_chunk, reset
+from app.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +51,8 @@ class Faults:
 class FaultyStream(EventStream):
     """What is sent waits for `drain`: so the reader's own task is held up, and nobody else."""
 
-    def __init__(
-        self, request: web.Request, faults: Faults, *, write_timeout_s: float, heartbeat_s: float
-    ) -> None:
-        super().__init__(request, write_timeout_s=write_timeout_s, heartbeat_s=heartbeat_s)
+    def __init__(self, request: web.Request, settings: Settings, faults: Faults) -> None:
+        super().__init__(request, settings)
         self._faults = faults
         self._knobs = faults.knobs
         # Events, without the blank line after each.

@@ -112,9 +112,7 @@ class EventReader(Client):
         reasoning: bool = False,
     ) -> None:
         super().__init__(request)
-        self.stream = EventStream(
-            request, write_timeout_s=settings.write_timeout_s, heartbeat_s=settings.heartbeat_s
-        )
+        self.stream = EventStream(request, settings)
         self._request = request
         self._numbered = numbered
         # Whether the event `done` repeats the whole reply.

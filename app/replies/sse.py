@@ -17,6 +17,8 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_writer import HttpVersion11, StreamWriter
 from multidict import CIMultiDict
 
+from app.settings import Settings
+
 # Built once: json.dumps() with separators makes a new encoder at every call.
 encode_json = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -63,7 +65,7 @@ class EventStream(web.StreamResponse):
     a drain, ClientConnectionResetError from a write. So a ConnectionError of a model is never mistaken for it.
     """
 
-    def __init__(self, request: web.Request, *, write_timeout_s: float, heartbeat_s: float) -> None:
+    def __init__(self, request: web.Request, settings: Settings) -> None:
         super().__init__(
             headers={
                 "Content-Type": "text/event-stream",
@@ -78,8 +80,8 @@ class EventStream(web.StreamResponse):
             self.force_close()
         elif request.keep_alive:
             self.headers["Connection"] = "keep-alive"
-        self._write_timeout_s = write_timeout_s
-        self._heartbeat_s = heartbeat_s
+        self._write_timeout_s = settings.write_timeout_s
+        self._heartbeat_s = settings.heartbeat_s
         self._writer: StreamWriter | None = None
         self._transport: asyncio.Transport | None = None
         # In a drain, or in the last write.
