@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import heapq
 import random
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from math import exp
 
 from app.models import Conversation, ModelError, PushReply
 from app.models.knobs import GAP_LIMIT_S, Knobs, Lognormal, Uniform
-from app.models.texts import compose, seeded, told
+from app.models.texts import Words, compose, seeded, told
 
 # How far behind its schedule a reply may be: what it is to catch up after it was held, or the loop was blocked.
 MAX_LAG_S = 0.1
@@ -80,7 +80,7 @@ class SimulatedReply(PushReply):
     """Says `words`, each after a delay of its own from `delay_s` (uniform); with (0, 0), at once."""
 
     def __init__(
-        self, words: Collection[str], rng: random.Random, delay_s: tuple[float, float], clock: Clock
+        self, words: Words | list[str], rng: random.Random, delay_s: tuple[float, float], clock: Clock
     ) -> None:
         self.text_length: int | None = sum(map(len, words))
         self.total_pieces: int | None = len(words)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, cycle, islice
 
 from app.models import excerpt
@@ -17,7 +17,7 @@ WORD = re.compile(r"\s*\S+")
 ASKS_FOR_STORY = re.compile(r"\bstory\b", re.IGNORECASE)
 
 
-class Words(Collection[str]):
+class Words:
     """The words of a reply: the first ones are its own, the others its template's, 2 KiB that no reply copies."""
 
     def __init__(self, own: list[str], others: list[str]) -> None:
@@ -29,9 +29,6 @@ class Words(Collection[str]):
 
     def __iter__(self) -> Iterator[str]:
         return chain(self._own, self._others)
-
-    def __contains__(self, word: object) -> bool:
-        return word in self._own or word in self._others
 
 
 class Template:
