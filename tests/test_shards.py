@@ -101,7 +101,7 @@ class Explained(Database):
             # Tables of this size would be read whole.
             cursor.execute("set enable_seqscan = off")
             for statement in self.statements.values():
-                cursor.execute(statement.prepare())
+                cursor.execute(statement.prepare)
         self._connection.commit()
         # What each statement has read, and what it was given.
         self.reads: list[tuple[str, Any, set[str], set[str]]] = []
@@ -111,7 +111,7 @@ class Explained(Database):
             # With two orgs in an array, that a partition is not read shows only when it runs.
             analyze = "analyze, " if "org_ids" in params else ""
             given = [params[name] for name in statement.takes]
-            cursor.execute(f"explain ({analyze}format json) {statement.execute()}", given)
+            cursor.execute(f"explain ({analyze}format json) {statement.execute}", given)
             [[[explained]]] = cursor.fetchall()
         # What it has done in the course of it is undone.
         self._connection.rollback()

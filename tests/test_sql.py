@@ -87,10 +87,10 @@ def explain(cursor: Any, name: str) -> dict[str, Any]:
     """Return the plan of a statement where the planner scans a whole table only if no index serves."""
     statement = STATEMENTS[name]
     cursor.execute("deallocate all")
-    cursor.execute(statement.prepare())
+    cursor.execute(statement.prepare)
     cursor.execute("set enable_seqscan = off")
     params = [VALUES.get(parameter, str(uuid4())) for parameter in statement.takes]
-    cursor.execute("explain (format json) " + statement.execute(), params)
+    cursor.execute("explain (format json) " + statement.execute, params)
     [[[explained]]] = cursor.fetchall()
     plan: dict[str, Any] = explained["Plan"]
     return plan
@@ -141,17 +141,17 @@ TEXT = "select %(two)s + %(one)s * %(two)s - %(three)s as sum\n"
 
 def test_header_says_what_the_statement_is() -> None:
     statement = parse("add", HEADER + TEXT, {})
-    assert statement.takes == statement.parameters == ("two", "one", "three")
+    assert statement.takes == ("two", "one", "three")
     assert statement.result([1, 2]) == 1
     assert (statement.repeatable, statement.on_guard) == (True, False)
-    assert statement.execute() == "execute add(%s, %s, %s)"
-    assert statement.prepare() == f"prepare add as\n{HEADER}select $1 + $2 * $1 - $3 as sum\n"
+    assert statement.execute == "execute add(%s, %s, %s)"
+    assert statement.prepare == f"prepare add as\n{HEADER}select $1 + $2 * $1 - $3 as sum\n"
 
 
 def test_constant_is_no_part_of_the_plan_and_not_taken() -> None:
     statement, same = (parse("add", HEADER + TEXT, constants) for constants in ({"one": Decimal("0.5")}, {}))
-    assert (statement.takes, statement.execute()) == (("two", "three"), "execute add(%s, 0.5, %s)")
-    assert statement.prepare() == same.prepare()
+    assert (statement.takes, statement.execute) == (("two", "three"), "execute add(%s, 0.5, %s)")
+    assert statement.prepare == same.prepare
 
 
 def test_constant_that_no_statement_takes_is_a_type_error() -> None:
@@ -174,7 +174,7 @@ def test_result_is_what_the_header_returns(returns: str, none: Any, one: Any, tw
 
 def test_statement_without_parameters_takes_nothing() -> None:
     statement = parse("ping", "-- takes:   nothing\n-- returns: nothing\n-- repeat:  no\nselect 1", {})
-    assert (statement.parameters, statement.execute(), statement.repeatable) == ((), "execute ping", False)
+    assert (statement.takes, statement.execute, statement.repeatable) == ((), "execute ping", False)
 
 
 @pytest.mark.parametrize(

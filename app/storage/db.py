@@ -60,8 +60,7 @@ class Database:
 
     def __init__(self, url: str, *, pool_size: int, timeout_s: float, constants: Constants | None = None) -> None:
         self.statements = load(constants or {})
-        self._prepares = ";\n".join(statement.prepare() for statement in self.statements.values())
-        self._executes = {name: statement.execute() for name, statement in self.statements.items()}
+        self._prepares = ";\n".join(statement.prepare for statement in self.statements.values())
         # Each statement's named tuple, made with its first rows.
         self._rows: dict[str, Any] = {}
         self._url = url
@@ -184,7 +183,7 @@ class Database:
     ) -> Sequence[Any]:
         cursor = session.cursor
         try:
-            await cursor.execute(self._executes[statement.name], [*map(params.__getitem__, statement.takes)])
+            await cursor.execute(statement.execute, [*map(params.__getitem__, statement.takes)])
         except (FeatureNotSupported, ReadOnlySqlTransaction):
             session.connection.close()
             raise

@@ -38,27 +38,16 @@ ON = {"any connection": False, "the guard's connection": True}
 
 class Statement(NamedTuple):
     name: str
-    text: str
-    # In the order of their first use in the text.
-    parameters: tuple[str, ...]
-    # Those of them that are the same for all calls, as literals. They are not part of the plan, which is for any.
-    constants: Mapping[str, str]
-    # The others.
+    # The SQL that makes it known to a connection: parsed once, and planned once.
+    prepare: str
+    # The SQL that runs it, with psycopg2's placeholders for what it takes.
+    execute: str
+    # What each call gives, in the order of its first use in the text.
     takes: tuple[str, ...]
     result: Callable[[Sequence[Any]], Any]
     # It may be sent again where its connection turned out to be dead after it was sent.
     repeatable: bool
     on_guard: bool
-
-    def prepare(self) -> str:
-        """Return the SQL that makes it known to a connection: parsed once, and planned once."""
-        numbers = {parameter: f"${i}" for i, parameter in enumerate(self.parameters, 1)}
-        return f"prepare {self.name} as\n" + PARAMETER.sub(lambda match: numbers[match[1]], self.text)
-
-    def execute(self) -> str:
-        """Return the SQL that runs it, with psycopg2's placeholders for what it takes."""
-        arguments = ", ".join(self.constants.get(parameter, "%s") for parameter in self.parameters)
-        return f"execute {self.name}({arguments})" if arguments else f"execute {self.name}"
 
 
 def load(constants: Constants) -> dict[str, Statement]:
@@ -68,13 +57,15 @@ def load(constants: Constants) -> dict[str, Statement]:
         StartError: a header does not say what it should.
         TypeError: no statement takes one of the constants.
     """
-    statements = {}
+    statements, unused = {}, set(constants)
     for path in sorted(SQL.glob("*.sql")):
+        text = path.read_text("utf-8")
+        unused -= set(PARAMETER.findall(text))
         try:
-            statements[path.stem] = parse(path.stem, path.read_text("utf-8"), constants)
+            statements[path.stem] = parse(path.stem, text, constants)
         except ValueError as exc:
             raise StartError(f"sql/{path.name}: {exc}") from None
-    if unused := constants.keys() - {name for statement in statements.values() for name in statement.constants}:
+    if unused:
         raise TypeError(f"constants are {listed(constants)}, no statement takes {listed(sorted(unused))}")
     return statements
 
@@ -94,12 +85,15 @@ def parse(name: str, text: str, constants: Constants) -> Statement:
     parameters = tuple(dict.fromkeys(PARAMETER.findall(text)))
     if sorted(takes) != sorted(parameters or ["nothing"]):
         raise ValueError(f"takes is {listed(takes)}, expected {listed(parameters)}, which the text uses")
+    numbers = {key: f"${i}" for i, key in enumerate(parameters, 1)}
+    # Constants are literals here, because psycopg2 takes 1 to 2 us to adapt a value; the plan is for any.
+    arguments = ", ".join(
+        adapt(constants[key]).getquoted().decode() if key in constants else "%s" for key in parameters
+    )
     return Statement(
         name,
-        text,
-        parameters,
-        # psycopg2 takes 1 to 2 us to adapt a value.
-        constants={key: adapt(constants[key]).getquoted().decode() for key in parameters if key in constants},
+        prepare=f"prepare {name} as\n" + PARAMETER.sub(lambda match: numbers[match[1]], text),
+        execute=f"execute {name}({arguments})" if arguments else f"execute {name}",
         takes=tuple(key for key in parameters if key not in constants),
         # The form ends where its columns, or more words for people, begin.
         result=choose("returns", re.split(r" \(|[,;]", fields["returns"])[0], RETURNS),
