@@ -25,7 +25,7 @@ from app.api.inputs import (
     refuse_reasoning,
     refuse_spelling,
 )
-from app.api.sim import SIMULATOR, read_sim_of_url, refuse_sim_in_url
+from app.api.sim import SIMULATOR, read_sim, refuse_sim_in_url
 from app.errors import ApiError, stopping, undone, unknown_reply
 from app.logs import OUTCOME, USAGE
 from app.replies.elsewhere import ELSEWHERE
@@ -91,7 +91,7 @@ async def stream(request: web.Request) -> web.StreamResponse:
 async def stream_to_event_source(request: web.Request) -> web.StreamResponse:
     """`GET /chat/stream`: the same, each event with an id; with `Last-Event-ID`, the rest of a reply."""
     reader = event_reader(request, numbered=True)
-    given, sim = request.query.get("ticket"), read_sim_of_url(request)
+    given, sim = request.query.get("ticket"), read_sim(request, request.query.get("sim"))
     # EventSource reconnects after any end of a stream and sends the question again.
     last = read_last_event_id(request)
     if last is not None:

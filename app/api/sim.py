@@ -124,13 +124,6 @@ def read_sim(request: web.Request, given: object) -> Knobs | None:
         raise ApiError(400, "Bad sim", str(exc)) from None
 
 
-def read_sim_of_url(request: web.Request) -> Knobs | None:
-    given = request.query.getall("sim", [])
-    if len(given) > 1:
-        raise ApiError(400, "Bad sim", f"sim is given {len(given)} times, expected once.")
-    return read_sim(request, given[0] if given else None)
-
-
 def refuse_sim_in_url(request: web.Request, where: str) -> None:
     """Refuse what would not be heard."""
     if "sim" in request.query:
