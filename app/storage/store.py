@@ -122,7 +122,6 @@ def method(database: Database, statement: Statement) -> Method[Any]:
             raise TypeError(f"{statement.name} is given {given}, expected {listed(statement.takes)}")
         return database.run(statement, params)
 
-    call.__name__ = call.__qualname__ = statement.name
     return call
 
 
