@@ -70,7 +70,7 @@ class Openings:
 
     def revoke(self, caller: Caller, reply_id: str, replaces: str | None) -> None:
         """Take a turn back, soon, if it was opened or still will be."""
-        self._doubtful[reply_id] = Doubt(caller, replaces is not None, late_s())
+        self._doubtful[reply_id] = Doubt(caller, replaces is not None, now_s() + LATE_OPEN_S)
 
     async def take_back(self) -> None:
         """Take back what is doubtful, as far as the database allows."""
@@ -87,12 +87,7 @@ class Openings:
             else:
                 undone = await self._store.turn_undo(**ours)
         except DatabaseAway:
-            self._doubtful[reply_id] = doubt._replace(until_s=late_s())
+            self._doubtful[reply_id] = doubt._replace(until_s=now_s() + LATE_OPEN_S)
             raise
         if undone or now_s() > doubt.until_s:
             self._doubtful.pop(reply_id, None)
-
-
-def late_s() -> float:
-    """Return until when, by `now_s`, a statement may be carried out whose answer was not waited for."""
-    return now_s() + LATE_OPEN_S
