@@ -22,10 +22,10 @@ from typing import Any
 
 from app import logs
 from app.api.site import STOP
-from app.descriptors import fill_standard, raise_limit
+from app.descriptors import BACKLOG, fill_standard, raise_limit
 from app.errors import StartError
 from app.models import Model
-from app.server import BACKLOG, create_app, serve
+from app.server import create_app, serve
 from app.settings import MAX_PORT, OWN_CONNECTIONS, Settings
 from app.signals import Signals
 from app.storage.migrate import migrate

@@ -22,6 +22,9 @@ ENOUGH = 1_048_576
 # The listener, pages, logs, the event loop's own, and connections that are being refused.
 KEPT = 64
 
+# Connections that wait to be accepted; Linux takes at most net.core.somaxconn.
+BACKLOG = 4096
+
 # How many connections are accepted in one step of asyncio's loop. With none left it logs as many tracebacks.
 ACCEPTED_AT_ONCE = 32
 
@@ -61,7 +64,7 @@ def limit_for_clients(connections: int) -> int:
 
 @asynccontextmanager
 async def letting_in(
-    server: Callable[[], asyncio.Protocol], listener: socket.socket, backlog: int, *, kept: int
+    server: Callable[[], asyncio.Protocol], listener: socket.socket, *, kept: int
 ) -> AsyncIterator[None]:
     """Let clients in to `server`, a factory of protocols, meanwhile; keep so many descriptors for the database."""
     gate = Gate(server, limit_for_clients(kept))
@@ -69,7 +72,7 @@ async def letting_in(
     loop = asyncio.get_running_loop()
     listening = await loop.create_server(gate, sock=listener, backlog=ACCEPTED_AT_ONCE)
     # For asyncio both are one number: how many it accepts in a step, and how many may wait for that.
-    listener.listen(backlog)
+    listener.listen(BACKLOG)
     try:
         yield
     finally:

@@ -69,9 +69,6 @@ BELLS: web.AppKey[Bells] = web.AppKey("bells", Bells)
 GUARD: web.AppKey[Guard] = web.AppKey("guard", Guard)
 TIMINGS: web.AppKey[Timings] = web.AppKey("timings", Timings)
 
-# Connections that wait to be accepted; Linux takes at most net.core.somaxconn.
-BACKLOG = 4096
-
 
 ROUTES = [
     web.get("/", site.page_file("index.html")),
@@ -232,7 +229,7 @@ async def serve(app: web.Application, listener: socket.socket) -> None:
         gc.freeze()
         assert runner.server is not None
         runner.server.request_factory = whatever_host(runner.server.request_factory)
-        async with letting_in(runner.server, listener, BACKLOG, kept=settings.pool_size + OWN_CONNECTIONS):
+        async with letting_in(runner.server, listener, kept=settings.pool_size + OWN_CONNECTIONS):
             log.info("Listening", extra={"address": "{}:{}".format(*listener.getsockname()[:2])})
             await app[STOP].wait()
             said = {"replies": len(app[TURNS].replies), "graceS": settings.shutdown_grace_s}
