@@ -18,7 +18,7 @@ from serving import StartServer
 from support import Gated, RawClient, Rows, Tenant, events, eventually, post, says
 from test_readme import snippet
 
-from app.models import Conversation, Model, ModelBusy, Reasoning, Stop, Usage
+from app.models import Conversation, Model, ModelError, Reasoning, Stop, Usage
 from app.parsers import Price
 from app.replies.turns import TURNS
 from app.storage.db import Database
@@ -316,7 +316,7 @@ async def test_whole_reply_that_is_cut_by_its_budget_is_402_and_saved(
 async def test_provider_that_never_answered_costs_nothing(
     start_server: StartServer, rows: Rows, tenant: Tenant, budgets: Budgets
 ) -> None:
-    server = await start_server(model=says(ModelBusy("overloaded")), model_max_tokens=MAX_TOKENS)
+    server = await start_server(model=says(ModelError("overloaded", "busy")), model_max_tokens=MAX_TOKENS)
     budgets.give(1000)
     status, head, _ = await post_chat(server, tenant)
     assert (status, head[b"retry-after"]) == (503, b"5")

@@ -26,7 +26,7 @@ from house import (
 from serving import StartServer
 from support import Gated, RawClient, Rows, Tenant, events, eventually, says
 
-from app.models import ModelBusy, Stop, Usage
+from app.models import ModelError, Stop, Usage
 from app.storage.db import DatabaseAway
 from app.storage.store import STORE
 
@@ -392,7 +392,7 @@ async def test_export_has_all_that_is_known_of_each_message(
 ) -> None:
     said: list[Any] = [
         says("四 \u2028 🙂", Usage(7, 9), Stop("length")),
-        says("part", ModelBusy("529")),
+        says("part", ModelError("529", "busy")),
         says("Hello"),
     ]
     gated = Gated(pieces=["now "])

@@ -26,7 +26,7 @@ from house import (
 from serving import StartServer
 from support import Gated, RawClient, Rows, Tenant, events, eventually, post, says
 
-from app.models import Conversation, Model, ModelBusy
+from app.models import Conversation, Model, ModelError
 from app.storage.store import STORE
 
 KEY = "Idempotency-Key: one\r\n"
@@ -249,7 +249,7 @@ async def test_key_that_is_taken_and_freed_again_and_again_is_503(
 
 def busy_once() -> Model:
     """Return a model that is busy when it is asked for the first time."""
-    failures: list[Exception] = [ModelBusy("529")]
+    failures: list[Exception] = [ModelError("529", "busy")]
 
     async def model(conversation: Conversation) -> AsyncIterator[str]:
         while failures:

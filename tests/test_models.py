@@ -13,13 +13,10 @@ from upstream import ASKED, KEY, STREAMS, anthropic, openai, sse
 
 from app.models import (
     Conversation,
-    ConversationTooLong,
     Message,
-    ModelBusy,
     ModelError,
     Piece,
     Reasoning,
-    Refused,
     Stop,
     Usage,
     alternate,
@@ -276,45 +273,40 @@ def test_no_event_breaks_a_decoder(event: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "said", "kind", "passing"),
+    ("status", "said", "reason", "passing"),
     [
-        (429, {"type": "rate_limit_error", "message": "slow down"}, ModelBusy, True),
-        (429, {"code": "insufficient_quota", "message": "You exceeded your current quota"}, ModelError, False),
-        (529, {"type": "overloaded_error"}, ModelBusy, True),
-        (503, "<html>", ModelBusy, True),
-        (500, {"type": "api_error"}, ModelError, True),
-        (502, "", ModelError, True),
-        (408, {}, ModelError, True),
-        (401, {"type": "authentication_error", "message": "invalid x-api-key"}, ModelError, False),
-        (402, {"message": "Insufficient Balance"}, ModelError, False),
-        (404, "model not found", ModelError, False),
-        (413, {"type": "request_too_large"}, ConversationTooLong, False),
-        (400, {"message": "prompt is too long: 200001 tokens > 200000 maximum"}, ConversationTooLong, False),
-        (400, {"message": "input length and `max_tokens` exceed context limit"}, ConversationTooLong, False),
-        (400, {"code": "context_length_exceeded"}, ConversationTooLong, False),
-        (400, {"message": "This model's maximum context length is 8192 tokens."}, ConversationTooLong, False),
-        (400, {"type": "exceed_context_size_error"}, ConversationTooLong, False),
-        (400, {"message": "Prompt contains 9 tokens, too large for model with 8"}, ConversationTooLong, False),
-        (400, {"code": "content_filter", "message": "The response was filtered"}, Refused, False),
-        (400, {"message": "rejected as a result of our content management policy"}, Refused, False),
-        (403, {"message": "Your input was flagged", "code": 403}, Refused, False),
-        (400, {"message": "messages: roles must alternate"}, ModelError, False),
-        (None, {"type": "overloaded_error", "message": "Overloaded"}, ModelBusy, True),
-        (None, {"code": 502, "message": "Provider returned error"}, ModelError, True),
-        (None, {"code": "rate_limit_exceeded"}, ModelBusy, True),
-        (None, {"message": "what now"}, ModelError, False),
-        (None, ["?"], ModelError, False),
-        (200, {"code": 429}, ModelBusy, True),
+        (429, {"type": "rate_limit_error", "message": "slow down"}, "busy", True),
+        (429, {"code": "insufficient_quota", "message": "You exceeded your current quota"}, None, False),
+        (529, {"type": "overloaded_error"}, "busy", True),
+        (503, "<html>", "busy", True),
+        (500, {"type": "api_error"}, None, True),
+        (502, "", None, True),
+        (408, {}, None, True),
+        (401, {"type": "authentication_error", "message": "invalid x-api-key"}, None, False),
+        (402, {"message": "Insufficient Balance"}, None, False),
+        (404, "model not found", None, False),
+        (413, {"type": "request_too_large"}, "too_long", False),
+        (400, {"message": "prompt is too long: 200001 tokens > 200000 maximum"}, "too_long", False),
+        (400, {"message": "input length and `max_tokens` exceed context limit"}, "too_long", False),
+        (400, {"code": "context_length_exceeded"}, "too_long", False),
+        (400, {"message": "This model's maximum context length is 8192 tokens."}, "too_long", False),
+        (400, {"type": "exceed_context_size_error"}, "too_long", False),
+        (400, {"message": "Prompt contains 9 tokens, too large for model with 8"}, "too_long", False),
+        (400, {"code": "content_filter", "message": "The response was filtered"}, "refused", False),
+        (400, {"message": "rejected as a result of our content management policy"}, "refused", False),
+        (403, {"message": "Your input was flagged", "code": 403}, "refused", False),
+        (400, {"message": "messages: roles must alternate"}, None, False),
+        (None, {"type": "overloaded_error", "message": "Overloaded"}, "busy", True),
+        (None, {"code": 502, "message": "Provider returned error"}, None, True),
+        (None, {"code": "rate_limit_exceeded"}, "busy", True),
+        (None, {"message": "what now"}, None, False),
+        (None, ["?"], None, False),
+        (200, {"code": 429}, "busy", True),
     ],
 )
-def test_failure_is_named(status: int | None, said: Any, kind: type[ModelError], passing: bool) -> None:
+def test_failure_is_named(status: int | None, said: Any, reason: str | None, passing: bool) -> None:
     named = failure(status, said, [])
-    assert (type(named), named.passing) == (kind, passing)
-
-
-def test_names_of_failures_are_stable() -> None:
-    named = [kind.reason for kind in (ModelBusy, ConversationTooLong, Refused, ModelError)]
-    assert named == ["busy", "too_long", "refused", None]
+    assert (named.reason, named.passing) == (reason, passing)
 
 
 def test_failure_is_one_short_line() -> None:

@@ -25,7 +25,7 @@ from house import (
 from serving import StartServer
 from support import Gated, RawClient, Rows, Tenant, events, eventually, post, says
 
-from app.models import Conversation, Message, Model, ModelBusy, Piece, Usage
+from app.models import Conversation, Message, Model, ModelError, Piece, Usage
 from app.storage.db import DatabaseAway
 from app.storage.store import STORE
 
@@ -217,7 +217,7 @@ async def test_key_of_a_turn_whose_provider_was_busy_asks_anew_in_the_place_of_t
     again = {"replaces": chat.ids()[2], "path": "/chat", "headers": KEY}
     # What it was to replace is gone when it is sent again, and again.
     for _ in range(2):
-        busy.append(ModelBusy("529"))
+        busy.append(ModelError("529", "busy"))
         status, body = await answer(await chat.send("Two again", **again))
         assert (status, body["error"]) == (503, "Model busy")
         assert [content for _, _, content in chat.said()] == ["One", "To One", "Two again", ""]
@@ -240,7 +240,7 @@ async def test_key_of_a_busy_turn_replaces_nothing_that_was_asked_after_it(
     chat = Chat(await start_server(model=unless(busy, model)), rows, tenant)
     await chat.ask("One")
     again = {"replaces": chat.ids()[0], "headers": KEY}
-    busy.append(ModelBusy("529"))
+    busy.append(ModelError("529", "busy"))
     assert (await chat.refused("One again", **again))[0] == 503
     await chat.ask("Two")
     before = chat.ids()

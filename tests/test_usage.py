@@ -14,7 +14,7 @@ from house import come_back, hears
 from serving import StartServer
 from support import Gated, RawClient, Rows, Tenant, events, eventually, logged, post, says
 
-from app.models import ConversationTooLong, ModelBusy, ModelError, Piece, Reasoning, Refused, Stop, Usage
+from app.models import ModelError, Piece, Reasoning, Stop, Usage
 from app.parsers import Price
 
 COUNTED = Usage(7, 9)
@@ -22,12 +22,12 @@ USAGE = {"input": 7, "output": 9, "estimated": False}
 KEY = {"Idempotency-Key": "one"}
 
 FAILURES: dict[str, tuple[BaseException, str, int, str, str]] = {
-    "busy": (ModelBusy("529"), "Model busy", 503, "Model busy", "The model is busy"),
+    "busy": (ModelError("529", "busy"), "Model busy", 503, "Model busy", "The model is busy"),
     "too_long": (
-        ConversationTooLong("413"),
+        ModelError("413", "too_long"),
         *("Conversation too long", 400, "Conversation too long", "The conversation is too long for the model"),
     ),
-    "refused": (Refused("no"), "Refused", 422, "Refused", "The model refused the question"),
+    "refused": (ModelError("no", "refused"), "Refused", 422, "Refused", "The model refused the question"),
     "of the provider": (ModelError("500"), "Stream failed", 502, "Reply failed", "The model failed"),
     "of the model": (RuntimeError("lost"), "Stream failed", 502, "Reply failed", "The model failed"),
 }
@@ -117,7 +117,7 @@ async def test_failure_of_what_is_no_stream_is_its_status(
 async def test_busy_providers_retry_after_is_passed_on(
     start_server: StartServer, aiohttp_client: Any, tenant: Tenant, said_s: float | None, told: str
 ) -> None:
-    busy = ModelBusy("429", retry_after_s=said_s)
+    busy = ModelError("429", "busy", retry_after_s=said_s)
     client: TestClient = await aiohttp_client(await start_server(model=says(busy)))
     async with client.post("/chat", json={"message": "Hi"}, headers=tenant.headers) as response:
         assert (response.status, response.headers["Retry-After"]) == (503, told)

@@ -75,27 +75,14 @@ class ModelError(Exception):
     Its text is for the log: what the provider said, without what was said to it. `reason` is for clients.
     """
 
-    reason: Reason | None = None
-
-    def __init__(self, text: str, *, passing: bool = False, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, text: str, reason: Reason | None = None, *, passing: bool = False, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(text)
+        self.reason = reason
         # Whether the same request may succeed later, and after how long, where that is known.
         self.passing = passing
         self.retry_after_s = retry_after_s
-
-
-class ModelBusy(ModelError):
-    reason = "busy"
-
-
-class ConversationTooLong(ModelError):
-    reason = "too_long"
-
-
-class Refused(ModelError):
-    """Before it said anything."""
-
-    reason = "refused"
 
 
 class Reply(Protocol):

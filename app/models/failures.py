@@ -9,7 +9,7 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from app.models import ConversationTooLong, ModelBusy, ModelError, Refused
+from app.models import ModelError
 
 # 529 is Anthropic's, for "overloaded".
 BUSY = frozenset({429, 503, 529})
@@ -75,11 +75,11 @@ def failure(
     if UNPAID.search(whole):
         return ModelError(shown)
     if status not in BUSY and (status == 413 or TOO_LONG.search(whole)):
-        return ConversationTooLong(shown)
+        return ModelError(shown, "too_long")
     if status < 500 and status not in PASSING and REFUSED.search(whole):
-        return Refused(shown)
-    kind = ModelBusy if status in BUSY else ModelError
-    return kind(shown, passing=status in PASSING or status >= 500, retry_after_s=retry_after_s)
+        return ModelError(shown, "refused")
+    passing = status in PASSING or status >= 500
+    return ModelError(shown, "busy" if status in BUSY else None, passing=passing, retry_after_s=retry_after_s)
 
 
 def describe(said: Any) -> tuple[list[str], str]:

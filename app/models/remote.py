@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import aiohttp
 
-from app.models import Conversation, ModelError, Piece, Reasoning, Refused, Stop, Usage
+from app.models import Conversation, ModelError, Piece, Reasoning, Stop, Usage
 from app.models.events import Event, Events
 from app.models.failures import describe, error_in, failure, redact, retry_after_s
 from app.settings import Settings
@@ -200,7 +200,7 @@ class Answer:
             kind = self._response.content_type
             raise ModelError(f"the stream ({kind}) ended before the model did", passing=True)
         if stop.reason == "refusal" and not self.has_text:
-            raise Refused("the model stopped with a refusal")
+            raise ModelError("the model stopped with a refusal", "refused")
         return stop
 
     async def finish(self) -> None:
