@@ -111,11 +111,7 @@ class KeySet:
 
 
 async def fetch(session: aiohttp.ClientSession, url: str) -> object:
-    """Return the JSON at `url`.
-
-    Raises:
-        Exception: it cannot be had, of whatever kind that is.
-    """
+    """Return the JSON at `url`. That it cannot be had is an exception of any kind."""
     raw = bytearray()
     # A redirect is not followed: the keys are from where the setting says.
     async with session.get(url, allow_redirects=False) as response:
