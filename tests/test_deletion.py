@@ -229,6 +229,18 @@ def test_migration_gives_up_where_a_table_is_in_use_for_long_and_is_made_once_it
     migrations.migrate(old_url, timeout_s=5)
 
 
+def test_migration_gives_up_whatever_table_another_session_has(rows: Rows, postgres_url: str) -> None:
+    rows("create database half_made")
+    url = postgres_url.replace("/llm_app?", "/half_made?")
+    with closing(Rows(url)) as other:
+        other("begin")
+        other("create table users ()")
+        with pytest.raises(StartError, match="lock timeout"):
+            migrations.migrate(url, timeout_s=5)
+    migrations.migrate(url, timeout_s=5)
+    rows("drop database half_made with (force)")
+
+
 def test_each_migration_is_a_transaction_so_that_none_keeps_the_locks_of_another(old_url: str) -> None:
     migrations.migrate(old_url, timeout_s=5)
     with closing(Rows(old_url)) as old:

@@ -10,7 +10,6 @@ import subprocess
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from support import Rows, Tenant
 
 from app.__main__ import greet
 from app.settings import Settings
-from app.storage.migrate import MIGRATION_LOCK, migrate
+from app.storage.migrate import MIGRATION_LOCK
 from app.storage.store import DEMO_ORG_ID, DEMO_USER_ID
 
 
@@ -363,51 +362,6 @@ def test_signal_is_taken_while_another_server_migrates(start: Processes, postgre
         assert process.end()[0] == 0
     finally:
         rows("select pg_advisory_unlock(%s)", MIGRATION_LOCK)
-
-
-@pytest.fixture
-def half_made(rows: Rows, postgres_url: str) -> Iterator[tuple[str, Rows]]:
-    """The URL of a new database where somebody is about to make a table of ours, and who that is."""
-    rows("create database half_made")
-    url = postgres_url.replace("/llm_app?", "/half_made?")
-    other = Rows(url)
-    other("begin")
-    other("create table users ()")
-    yield url, other
-    other.close()
-    rows("drop database half_made with (force)")
-
-
-def test_signal_is_taken_while_a_migration_waits_for_a_table(
-    start: Processes, half_made: tuple[str, Rows], rows: Rows
-) -> None:
-    process = start(DATABASE_URL=half_made[0])
-    waiting = "select pid from pg_stat_activity where datname = 'half_made' and wait_event_type = 'Lock'"
-    deadline_s = time.monotonic() + 10
-    while not rows(waiting):
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
-    process.popen.terminate()
-    assert process.end(5) == (0, "")
-    # And PostgreSQL waits no longer.
-    assert rows(waiting) == []
-
-
-def test_migration_that_waits_for_a_table_lets_others_have_it_and_goes_on(
-    half_made: tuple[str, Rows], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    url, other = half_made
-    pauses = []
-
-    def pause(seconds: float) -> None:
-        pauses.append(seconds)
-        other("rollback")
-
-    monkeypatch.setattr(time, "sleep", pause)
-    migrate(url, timeout_s=5)
-    monkeypatch.undo()
-    assert len(pauses) == 1
-    assert other("select count(*) from users") == [(0,)]
 
 
 def test_killed_database_does_not_hold_up_the_stop(start: Processes, tmp_path: Path) -> None:

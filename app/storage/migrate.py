@@ -10,7 +10,6 @@ from contextlib import closing
 import psycopg2
 import psycopg2.extensions
 import yoyo
-from psycopg2.errors import LockNotAvailable
 from yoyo import internalmigrations
 from yoyo.backends.core.postgresql import PostgresqlBackend
 from yoyo.connections import parse_uri
@@ -24,10 +23,9 @@ from app.storage.statements import SQL
 MIGRATION_LOCK = 7_310_579_421
 MIGRATION_WAIT_S = 60.0
 
-# A migration waits so long for a table, then lets others have it and tries again: those who want it meanwhile wait
-# behind the migration. And no signal is handled while libpq waits.
+# So long a migration waits for a table, and gives up: others who want it wait behind the migration, and no signal
+# is handled while libpq waits.
 TABLE_WAIT_MS = 500
-TRY_AGAIN_S = 0.1
 
 # How often two connections are looked at in turn: a pooler that is busy seldom gives them the same sessions again.
 LOOKS = 5
@@ -58,7 +56,8 @@ def migrate(url: str, *, timeout_s: float) -> None:
         backend = Backend(guard)
         try:
             migrations = yoyo.read_migrations(str(SQL / "schema"))
-            apply_all(backend, migrations)
+            while apply_next(backend, migrations):
+                pass
         except psycopg2.Error as exc:
             hint = "; may its user create tables?" if isinstance(exc, psycopg2.ProgrammingError) else ""
             raise StartError(f"the database cannot be migrated: {one_line(exc)}{hint}") from None
@@ -108,20 +107,6 @@ class Backend(PostgresqlBackend):  # type: ignore[misc]
         return self._given
 
 
-def apply_all(backend: Backend, migrations: yoyo.migrations.MigrationList) -> None:
-    deadline_s = time.monotonic() + MIGRATION_WAIT_S
-    while True:
-        try:
-            if not apply_next(backend, migrations):
-                return
-        except LockNotAvailable:
-            if time.monotonic() > deadline_s:
-                raise StartError(
-                    f"the database cannot be migrated: others have had a table locked for {MIGRATION_WAIT_S:g} s"
-                ) from None
-            time.sleep(TRY_AGAIN_S)
-
-
 def apply_next(backend: Backend, migrations: yoyo.migrations.MigrationList) -> bool:
     """Apply the first migration that is missing, in one transaction with the note that it is done.
 
@@ -148,4 +133,4 @@ def wait_for_lock(backend: Backend) -> None:
     while not backend.execute(f"select pg_try_advisory_xact_lock({MIGRATION_LOCK})").fetchone()[0]:
         if time.monotonic() > deadline_s:
             raise StartError(f"another server has been migrating for {MIGRATION_WAIT_S:g} s")
-        time.sleep(TRY_AGAIN_S)
+        time.sleep(0.1)
