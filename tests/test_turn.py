@@ -20,7 +20,7 @@ from app.models import Conversation, Message, Model, alternate
 from app.replies.driver import PIECES_BEFORE_YIELD
 from app.replies.lease import LEASE_S, Lease
 from app.replies.meter import Meter
-from app.replies.reply import Closing, Ended
+from app.replies.reply import RUNNING, Closing, Ended
 from app.replies.tasks import Tasks
 from app.replies.turn import Home, Turn
 from app.statuses import Cut, FinalStatus
@@ -223,6 +223,23 @@ async def test_held_model_is_asked_for_one_piece_more_at_most(lease: Lease) -> N
     turn.reply.attach(Silent())
     assert await speaking == "complete"
     assert turn.reply.text == "abc"
+
+
+async def test_window_is_of_time_in_which_a_reader_could_come_back(lease: Lease, clock: Clock) -> None:
+    turn, reader = new_turn(lease, window_s=0.01), Silent()
+    # The lease runs out.
+    clock.now_s += LEASE_S
+    turn.reply.attach(reader)
+    turn.reply.detach(reader)
+    await asyncio.sleep(0.02)
+    assert turn.reply.state is RUNNING
+    lease.renew(clock())
+    await asyncio.sleep(0.02)
+    assert turn.reply.state is RUNNING
+    clock.now_s += 0.02
+    while turn.reply.state is RUNNING:
+        await asyncio.sleep(0)
+    assert await turn.closed() == "disconnected"
 
 
 @pytest.mark.parametrize("piece", ["x", ""])

@@ -150,12 +150,8 @@ class Turn:
         """It is stored that it ended so; with `text`, if others have stored another one."""
         self.reply.end(ended, text)
         self._home.stored(self)
-        said = {
-            "messageId": self.reply.id,
-            "piecesStreamed": len(self.reply.pieces),
-            "totalLength": self.reply.length,
-            "usage": ended.usage and ended.usage._asdict(),
-        }
+        said: dict[str, object] = {"messageId": self.reply.id, "piecesStreamed": len(self.reply.pieces)}
+        said |= {"totalLength": self.reply.length, "usage": ended.usage and ended.usage._asdict()}
         if ended.status != "complete":
             log.info("Reply ended", extra={**said, "outcome": ended.reason or ended.status})
         elif self._is_stream:
@@ -171,7 +167,6 @@ class Turn:
     def _read(self) -> None:
         if self._window is not None:
             self._window.cancel()
-            self._window = None
 
     def _unread(self) -> None:
         window_s = self.reply.window_s
@@ -181,4 +176,12 @@ class Turn:
         if self.has_grown:
             self._home.tasks.run(self._home.saves.try_store([self]))
         if window_s is not None:
-            self._window = asyncio.get_running_loop().call_later(window_s, self.end, "disconnected")
+            self._window = asyncio.get_running_loop().call_later(window_s, self._expire, window_s)
+
+    def _expire(self, window_s: float) -> None:
+        """End it, but for the time in which nobody could come back: who does while the lease has run out waits."""
+        missing_s = window_s - self._home.lease.lasts_for_s()
+        if missing_s <= 0:
+            self.end("disconnected")
+        else:
+            self._window = asyncio.get_running_loop().call_later(missing_s, self._expire, window_s)
