@@ -18,6 +18,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import psutil
+import psycopg2
 import pytest
 from processes import ROOT, Process, Processes, ask, has_ended, status_of, workers_of
 from serving import OwnPostgres, new_postgres
@@ -262,7 +263,8 @@ def test_number_of_a_crashed_database_that_another_process_has_by_now_is_not_wai
     # Of the same user: PostgreSQL itself would take it for another PostgreSQL.
     with subprocess.Popen(["sleep", "600"], user=data.stat().st_uid) as other:
         try:
-            (data / "postmaster.pid").write_text(f"{other.pid}\n{noted}")
+            for lock in ("postmaster.pid", ".s.PGSQL.5432.lock"):
+                (data / lock).write_text(f"{other.pid}\n{noted}")
             process = start(DATA_DIR=str(data))
             process.listening()
             process.popen.terminate()
@@ -270,6 +272,26 @@ def test_number_of_a_crashed_database_that_another_process_has_by_now_is_not_wai
             assert other.poll() is None
         finally:
             other.kill()
+
+
+def test_folder_that_a_crashed_database_still_writes_to_is_left_to_it(start: Processes, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with embedded.postgres(data) as url, closing(psycopg2.connect(url)) as connection:
+        postmaster = psutil.Process(int((data / "postmaster.pid").read_text().split()[0]))
+        backend, processes = psutil.Process(connection.info.backend_pid), postmaster.children()
+        # It does not see that the others end.
+        backend.suspend()
+        postmaster.kill()
+        code, terminal = start(DATA_DIR=str(data)).end()
+        assert code == 1
+        assert re.match("llm-app: PostgreSQL's pg_ctl failed: .* pre-existing shared memory block .*", terminal)
+        backend.kill()
+        while not all(map(has_ended, processes)):
+            time.sleep(0.02)
+        process = start(DATA_DIR=str(data))
+        process.listening()
+        process.popen.terminate()
+        assert process.end()[0] == 0
 
 
 def test_database_of_a_folder_that_was_made_anew_is_not_stopped_by_whoever_had_the_one_before(

@@ -34,6 +34,10 @@ WHOLE = ".whole"
 
 # Of the process that runs it: its number, its folder, and more.
 PID_FILE = "postmaster.pid"
+SOCKET = f".s.PGSQL.{PORT}"
+
+# More than the number of any process.
+NOBODY = 2**31 - 1
 
 # PostgreSQL does not run as root: it is run as this user, who is made if need be.
 ACCOUNT = "pgserver"
@@ -122,6 +126,16 @@ def is_argument(folder: str, pid: int) -> bool:
     return os.fsencode(folder) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
 
 
+def disown(lock: Path) -> None:
+    """Make it nobody's: after a crash PostgreSQL would not start where another process of its user has the number.
+
+    The rest stays. By it PostgreSQL sees whether any of its own still write to the folder: then it must not start.
+    """
+    with suppress(FileNotFoundError):
+        _, *rest = lock.read_text().split("\n")
+        lock.write_text("\n".join([str(NOBODY), *rest]))
+
+
 class Server:
     """PostgreSQL on a folder. What fails is a StartError."""
 
@@ -164,8 +178,8 @@ class Server:
         return self.url(DATABASE)
 
     def launch(self, parameters: Mapping[str, object]) -> None:
-        # Left by a crash. PostgreSQL would not start where another process of its user has the number by now.
-        (self.data_dir / PID_FILE).unlink(missing_ok=True)
+        for lock in (PID_FILE, f"{SOCKET}.lock"):
+            disown(self.data_dir / lock)
         options = ["-h", "", "-p", str(PORT), "-k", str(self._new_socket_folder())]
         for name, value in (LOGGING | dict(parameters)).items():
             options += ["-c", f"{name}={value}"]
@@ -208,7 +222,7 @@ class Server:
 
     def _new_socket_folder(self) -> Path:
         """Return where a new socket goes: into the data, unless its path would be too long."""
-        if len(os.fsencode(self.data_dir / f".s.PGSQL.{PORT}")) <= SOCKET_BYTES:
+        if len(os.fsencode(self.data_dir / SOCKET)) <= SOCKET_BYTES:
             return self.data_dir
         folder = Path(tempfile.mkdtemp(prefix="llm-app-"))
         if self._account is not None:
