@@ -28,21 +28,16 @@ class Lease:
 
     def __init__(self) -> None:
         self._until_s = float("-inf")
-        # Without a gap.
-        self._since_s = float("-inf")
+        # How often it has become valid.
+        self.terms = 0
         self._renewed = asyncio.Event()
 
     def is_valid(self) -> bool:
         return now_s() < self._until_s
 
-    def lasts_for_s(self) -> float:
-        """Return for how long it has been valid without a gap; 0 if it is not."""
-        return now_s() - self._since_s if self.is_valid() else 0.0
-
     def renew(self, asked_at_s: float) -> None:
         """`asked_at_s`: by `now_s`, before the question was sent whose answer says that the lock is held."""
-        if not self.is_valid():
-            self._since_s = asked_at_s
+        self.terms += not self.is_valid()
         self._until_s = asked_at_s + LEASE_S
         self._renewed.set()
 

@@ -176,12 +176,12 @@ class Turn:
         if self.has_grown:
             self._home.tasks.run(self._home.saves.try_store([self]))
         if window_s is not None:
-            self._window = asyncio.get_running_loop().call_later(window_s, self._expire, window_s)
+            self._wait(window_s)
 
-    def _expire(self, window_s: float) -> None:
-        """End it, but for the time in which nobody could come back: who does while the lease has run out waits."""
-        missing_s = window_s - self._home.lease.lasts_for_s()
-        if missing_s <= 0:
+    def _wait(self, window_s: float, term: int | None = None) -> None:
+        """Wait for a reader, then end it; wait again if the lease ran out: who came back was made to wait, too."""
+        lease = self._home.lease
+        if lease.is_valid() and lease.terms == term:
             self.end("disconnected")
         else:
-            self._window = asyncio.get_running_loop().call_later(missing_s, self._expire, window_s)
+            self._window = asyncio.get_running_loop().call_later(window_s, self._wait, window_s, lease.terms)
