@@ -365,7 +365,8 @@ def test_port_that_is_taken_is_one_line(start: Processes, postgres_url: str) -> 
         port = taken.getsockname()[1]
         code, terminal = start(DATABASE_URL=postgres_url, METRICS_PORT=str(port), WORKERS="2").end()
     assert code == 1
-    assert f"llm-app: METRICS_PORT is {port}, which is taken\n" in terminal
+    # The second worker's may be another test's, and is told first.
+    assert re.search(f"^llm-app: METRICS_PORT is ({port}|{port + 1}), which is taken$", terminal, re.M)
     assert "Traceback" not in terminal
 
 
