@@ -16,7 +16,7 @@ from aiohttp import web
 from app.api import chat, chats, history, site, tickets, usage
 from app.api.identity import IDENTIFY, from_headers, identified, identified_by_query
 from app.api.limits import LIMITS, Limits
-from app.api.middleware import expect, observe, sign, whatever_host
+from app.api.middleware import expect, observe, sign, take_whatever_host
 from app.api.sim import SIMULATOR, Simulator
 from app.api.site import STOP
 from app.api.tokens import check_tokens
@@ -228,7 +228,7 @@ async def serve(app: web.Application, listener: socket.socket) -> None:
         # What is there by now stays: the collector need not look through it again and again.
         gc.freeze()
         assert runner.server is not None
-        runner.server.request_factory = whatever_host(runner.server.request_factory)
+        take_whatever_host(runner.server)
         async with letting_in(runner.server, listener, kept=settings.pool_size + OWN_CONNECTIONS):
             log.info("Listening", extra={"address": "{}:{}".format(*listener.getsockname()[:2])})
             await app[STOP].wait()

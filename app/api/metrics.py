@@ -28,7 +28,7 @@ from prometheus_client.utils import floatToGoString
 
 from app.api.identity import asked_host, is_own
 from app.api.limits import Limits
-from app.api.middleware import expect, whatever_host
+from app.api.middleware import expect, take_whatever_host
 from app.errors import StartError
 from app.models.timed import Histogram, Timings
 from app.replies.guard import Guard
@@ -134,7 +134,7 @@ async def shown(metrics: Metrics, settings: Settings) -> AsyncIterator[None]:
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
     await runner.setup()
     assert runner.server is not None
-    runner.server.request_factory = whatever_host(runner.server.request_factory)
+    take_whatever_host(runner.server)
     try:
         await listen(runner, settings)
         log.info("Listening for metrics", extra={"address": "{}:{}".format(*runner.addresses[0][:2])})

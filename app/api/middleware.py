@@ -6,7 +6,6 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -80,11 +79,12 @@ async def expect(request: web.Request) -> None:
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
-def whatever_host(make: Callable[..., web.BaseRequest]) -> Callable[..., web.BaseRequest]:
-    """Let `make` make a request of any target: aiohttp decodes the host of a whole URL before anything is handled.
+def take_whatever_host(server: web.Server) -> None:
+    """Let it make a request of any target: aiohttp decodes the host of a whole URL before anything is handled.
 
     One that it cannot decode (IDNA) would end the connection's task, and leave the connection open without a word.
     """
+    make = server.request_factory
 
     def make_request(message: RawRequestMessage, *rest: Any) -> web.BaseRequest:
         try:
@@ -93,7 +93,7 @@ def whatever_host(make: Callable[..., web.BaseRequest]) -> Callable[..., web.Bas
             # For which host it is, is told by its target as it came.
             return make(message._replace(url=message.url.relative()), *rest)
 
-    return make_request
+    server.request_factory = make_request
 
 
 def error_response(request: web.Request, exc: ApiError) -> web.Response:
